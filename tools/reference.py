@@ -1,0 +1,203 @@
+"""Write the tables of docs/reference/ from the code; with `--check`, only tell whether they are up to date.
+
+A table stands between `<!-- generated: NAME -->` and `<!-- end -->`; the words around it are written by hand.
+"""
+
+import asyncio
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, cast
+
+import typer
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from moc.cli.main import app as cli
+from moc.config import PREFIX, Settings
+from moc.models.model import MOVES, ModelSpec
+from moc.service.services import Services
+from moc.telemetry.metrics import Metrics
+from moc.transports.rest import management, operations
+from moc.transports.rest.app import protocol_operations
+from moc.transports.rest.document import document
+from moc.transports.status import STATUSES
+
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
+REGION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+CONNECTION = {"help", "url", "key", "data_dir"}
+SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+def table(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def errors() -> str:
+    """Every error code, and what each protocol calls it."""
+    rows = (
+        (f"`{code}`", str(s.http), str(s.oip or s.http), s.grpc, f"`{s.openai}`", "yes" if s.retry else "")
+        for code, s in STATUSES.items()
+    )
+    return table(("code", "REST", "`/v2` routes", "gRPC", "OpenAI `type`", "retry may help"), rows)
+
+
+def configuration() -> str:
+    """Every section of `moc.yaml` but `models`."""
+    parts = []
+    for section, field in Settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            parts.append(f"### `{section}`\n\n{field.annotation.__doc__}\n\n")
+            keys = field.annotation.model_fields.items()
+            rows = (
+                (f"`{key}`", f"`{_default(f.default)}`", _meaning(f), f"`{PREFIX}{section}__{key}`".upper())
+                for key, f in keys
+            )
+            parts.append(table(("key", "default", "meaning", "environment"), rows) + "\n")
+    return "".join(parts).rstrip("\n") + "\n"
+
+
+def _meaning(field: FieldInfo) -> str:
+    bounds = [
+        f"{sign} {getattr(bound, name):g}"
+        for bound in field.metadata
+        for name, sign in SIGNS.items()
+        if hasattr(bound, name)
+    ]
+    choices = [f"`{choice}`" for choice in getattr(field.annotation, "__args__", ()) if isinstance(choice, str)]
+    limits = [*bounds, *([" or ".join(choices)] if choices else [])]
+    return f"{field.description} ({', '.join(limits)})" if limits else str(field.description)
+
+
+def _default(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return str(value).replace("'", '"') if isinstance(value, list) else str(value)
+
+
+def model_keys() -> str:
+    """What may stand below a model's name in `moc.yaml`, and in the body that adds a model."""
+    described = cast(dict[str, dict[str, str]], management.NEW_MODEL["properties"])
+    rows = (
+        (f"`{field.name}`", _spec_default(field), described[field.name].get("description", ""))
+        for field in fields(ModelSpec)
+    )
+    return table(("key", "default", "meaning"), rows)
+
+
+def _spec_default(field: "Field[Any]") -> str:
+    if field.default is not MISSING:
+        return f"`{_default(field.default)}`"
+    return "required" if field.default_factory is MISSING else "empty"
+
+
+def commands() -> str:
+    """Every command of `moc`."""
+    return "\n".join(_commands(typer.main.get_command(cli), "moc")).rstrip("\n") + "\n"
+
+
+def _commands(command: Any, name: str) -> Iterator[str]:
+    for child, below in getattr(command, "commands", {}).items():
+        yield from _commands(below, f"{name} {child}")
+    if hasattr(command, "commands"):
+        return
+    context = command.context_class(command, info_name=name)
+    usage = " ".join(piece.strip("{}") for piece in command.collect_usage_pieces(context)).replace("[[", "[")
+    usage = usage.replace("]]", "]")
+    yield f"### `{name}`\n\n    {name} {usage}\n\n{command.help}\n"
+    names = {parameter.name for parameter in command.params}
+    hidden = CONNECTION if "url" in names else {"help"}
+    records = [parameter.get_help_record(context) for parameter in command.params if parameter.name not in hidden]
+    if records:
+        yield table(("given", "meaning"), ((f"`{left}`", right) for left, right in records))
+
+
+class _Nothing:
+    """Stands where routes expect services, which they only call for a request."""
+
+    def __getattr__(self, name: str) -> "_Nothing":
+        return self
+
+
+def routes() -> str:
+    """Every route, by tag, as the OpenAPI document has it."""
+    services = cast(Services, _Nothing())
+    protocols = protocol_operations(services)
+    app = FastAPI(openapi_url=None)
+    app.include_router(management.router(services, closing=asyncio.Event()))
+    app.include_router(operations.router(services))
+    public = frozenset(operation.path for operation in protocols if operation.public) | frozenset(operations.PUBLIC)
+    by_tag: dict[str, list[tuple[str, str, str]]] = {}
+    for path, methods in document(app, protocols, public)["paths"].items():
+        for method, described in methods.items():
+            key = "none" if path in public else "key"
+            row = (f"`{method.upper()} {path}`", described["summary"], key)
+            by_tag.setdefault(described["tags"][0], []).append(row)
+    parts = (
+        f"### {tag[0].upper()}{tag[1:]}\n\n{table(('route', 'what it does', 'needs'), iter(rows))}"
+        for tag, rows in by_tag.items()
+    )
+    return "\n".join(parts)
+
+
+def metrics() -> str:
+    """Every series of `/metrics`."""
+    found = Metrics(version="0")
+    found.finished("m@1", "chat", "ok", queue_s=0, engine_s=0)  # a series without a sample does not tell its labels
+    found.observe_workers({"m@1": 1})
+    found.observe_seat("cluster", held=True, term=1)
+    rows = []
+    for family in found.registry.collect():
+        labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+        name = family.name + ("_total" if family.type == "counter" else "")
+        rows.append((f"`{name}`", family.type, ", ".join(f"`{label}`" for label in labels), family.documentation))
+    return table(("series", "type", "labels", "meaning"), iter(rows))
+
+
+def moves() -> str:
+    """The states of a model version."""
+    rows = (
+        (f"`{state}`", ", ".join(f"`{after}`" for after in sorted(next_ones))) for state, next_ones in MOVES.items()
+    )
+    return table(("state", "may become"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "errors": errors,
+    "configuration": configuration,
+    "model_keys": model_keys,
+    "commands": commands,
+    "routes": routes,
+    "metrics": metrics,
+    "moves": moves,
+}
+
+
+def main() -> int:
+    check = sys.argv[1:] == ["--check"]
+    missing, stale = set(TABLES), []
+    for page in sorted(FOLDER.glob("*.md")):
+        text = page.read_text()
+        missing -= {region[2] for region in REGION.finditer(text)}
+        written = REGION.sub(lambda region: f"{region[1]}\n{TABLES[region[2]]()}\n{region[3]}", text)
+        if written != text:
+            stale.append(str(page.relative_to(FOLDER.parents[1])))
+            if not check:
+                page.write_text(written)
+    if missing:
+        print(f"no page of {FOLDER.name}/ has a place for: {', '.join(sorted(missing))}")
+        return 1
+    if check and stale:
+        print(f"not what the code says: {', '.join(stale)}; run `make generated`")
+        return 1
+    print(f"wrote {', '.join(stale)}" if stale else "the reference tables are what the code says")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
