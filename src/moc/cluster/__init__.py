@@ -1,0 +1,1 @@
+"""Who among the coordinators may do what only one may do."""

@@ -1,0 +1,1 @@
+"""Deadlines and bulkheads: what keeps one slow thing from stopping everything."""

@@ -1,0 +1,182 @@
+"""Workers without processes: what they do is set by the test, when they do it too."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from moc.inference.request import Info, Reply, Request
+from moc.kernel.errors import MocError, WorkerLost
+from moc.kernel.ids import new_id
+from moc.models.model import Artifact, ModelSpec
+from moc.models.ports import Launch, Progress, Worker
+from moc.resilience.deadline import Deadline
+
+INFO = Info(kinds=("tensors", "chat"), engine="fake", concurrency=2)
+
+
+class FakeLink:
+    """Answers with the request's own body once `gate` is open; counts what it was given and what was cancelled."""
+
+    def __init__(self, info: Info) -> None:
+        self.info = info
+        self.alive = True
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.given: list[Request] = []
+        self.cancelled = 0
+        self.running = 0
+        self.most_running = 0
+        self.error: MocError | None = None
+        self.lost = asyncio.Event()
+
+    async def infer(self, request: Request) -> Reply:
+        """The body back, `error` if set, WorkerLost when the worker dies meanwhile."""
+        if not self.alive:
+            raise WorkerLost("the fake worker is dead", sent=False)
+        self.given.append(request)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        opened, died = asyncio.create_task(self.gate.wait()), asyncio.create_task(self.lost.wait())
+        try:
+            await asyncio.wait({opened, died}, return_when=asyncio.FIRST_COMPLETED)
+            if self.lost.is_set():
+                raise WorkerLost("the fake worker died", sent=True)
+            if self.error is not None:
+                raise self.error
+            return Reply(request.body)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            opened.cancel()
+            died.cancel()
+            self.running -= 1
+
+    async def stream(self, request: Request) -> AsyncIterator[bytes]:
+        """Each byte of the body as a chunk."""
+        self.given.append(request)
+        self.running += 1
+        try:
+            for byte in bytes(request.body):
+                await self.gate.wait()
+                if self.error is not None:
+                    raise self.error
+                yield bytes([byte])
+        except GeneratorExit:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+
+class FakeWorkers:
+    """The Workers and Links ports in memory. `gate` holds starts back; `error` makes them fail."""
+
+    def __init__(self, *, info: Info = INFO) -> None:
+        self.info = info
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.error: MocError | None = None
+        self.starts = 0
+        self.stopped: list[tuple[str, str]] = []
+        self.left: list[Worker] = []
+        self.links: dict[str, FakeLink] = {}
+        self._workers: dict[str, Worker] = {}
+        self._callbacks: list[Callable[[Worker, str], None]] = []
+
+    async def start_worker(self, launch: Launch, deadline: Deadline) -> Worker:
+        """A worker at once, or when `gate` opens."""
+        self.starts += 1
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        worker = Worker(
+            id=new_id("wrk"),
+            host="fake",
+            pid=0,
+            process_started_at=0.0,
+            folder="",
+            socket="",
+            model=launch.model,
+            digest=launch.digest,
+            runtime=launch.runtime,
+            state="ready",
+            term=1,
+            started_at=0.0,
+            info={"kinds": list(self.info.kinds), "engine": self.info.engine},
+        )
+        self._hold(worker)
+        return worker
+
+    async def stop_worker(self, worker_id: str, *, reason: str) -> None:
+        """Gone, and remembered in `stopped`."""
+        self.stopped.append((worker_id, reason))
+        self._workers.pop(worker_id, None)
+        link = self.links.pop(worker_id, None)
+        if link is not None:
+            link.alive = False
+
+    async def adopt(self) -> list[Worker]:
+        """Those in `left`."""
+        for worker in self.left:
+            self._hold(worker)
+        return list(self.left)
+
+    def workers(self) -> list[Worker]:
+        """Those held."""
+        return list(self._workers.values())
+
+    def on_lost(self, callback: Callable[[Worker, str], None]) -> None:
+        """Called by `crash`."""
+        self._callbacks.append(callback)
+
+    def memory_bytes(self, worker_id: str) -> int:
+        """A mebibyte each."""
+        return 2**20 if worker_id in self._workers else 0
+
+    def in_flight(self, worker_id: str) -> int:
+        """Requests its link works on."""
+        link = self.links.get(worker_id)
+        return 0 if link is None else link.running
+
+    def link(self, worker_id: str) -> FakeLink | None:
+        """The line to a worker."""
+        return self.links.get(worker_id)
+
+    def crash(self, worker_id: str) -> None:
+        """Let a worker die unasked."""
+        link = self.links.pop(worker_id)
+        link.alive = False
+        link.lost.set()
+        worker = self._workers.pop(worker_id)
+        for callback in self._callbacks:
+            callback(worker, "killed by signal 9")
+
+    def _hold(self, worker: Worker) -> None:
+        self._workers[worker.id] = worker
+        self.links[worker.id] = FakeLink(self.info)
+
+
+class FakeSources:
+    """Every source is a file of one byte that is here already; `error` makes fetching fail."""
+
+    def __init__(self) -> None:
+        self.error: MocError | None = None
+        self.fetched: list[str] = []
+        self.discarded: list[str] = []
+
+    def check(self, source: str, *, trusted: bool) -> None:
+        """Any source is fine."""
+
+    async def fetch(self, spec: ModelSpec, progress: Progress) -> Artifact:
+        """An artifact named after its source."""
+        if self.error is not None:
+            raise self.error
+        self.fetched.append(spec.source)
+        return Artifact(path=spec.source, sha256=f"{hash(spec.source):x}", size_bytes=1, modified_at=0.0)
+
+    async def verify(self, artifact: Artifact) -> None:
+        """Never changed."""
+
+    async def discard(self, artifact: Artifact) -> None:
+        """Remembered."""
+        self.discarded.append(artifact.path)

@@ -1,0 +1,23 @@
+"""A REST server over real services and fake workers."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.rest_stack import RestStack, client, running
+
+
+@pytest.fixture
+async def rest_stack(tmp_path: Path) -> AsyncIterator[RestStack]:
+    """Started and ready; no model is registered."""
+    async with running(tmp_path) as stack:
+        yield stack
+
+
+@pytest.fixture
+async def rest_client(rest_stack: RestStack) -> AsyncIterator[httpx.AsyncClient]:
+    """Talks to `rest_stack` with the admin key."""
+    async with client(rest_stack) as made:
+        yield made
