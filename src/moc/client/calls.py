@@ -1,0 +1,233 @@
+"""Every request a client makes and how its answer is read, without a connection: both clients share these."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from moc.client.views import Document, EventPage, EventView, MetadataView, ModelView, Page, SystemView, WorkerView
+from moc.kernel.errors import Internal, InvalidRequest
+
+if TYPE_CHECKING:
+    from moc.client.tensors import Array
+
+T = TypeVar("T")
+Messages = str | Sequence[Mapping[str, Any]]
+"""A conversation as OpenAI messages, or one thing a user says."""
+
+_JSON = {"content-type": "application/json"}
+_HEADER_LENGTH = "inference-header-content-length"
+DONE = b"[DONE]"
+_READY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One request. `deadline_s` is in seconds from when it is sent, None = the server's own limit."""
+
+    method: str
+    path: str
+    query: dict[str, str | int] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A successful answer; the names in `headers` are lower case or compare so."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """A request with one answer."""
+
+    asked: Asked
+    read: Callable[[Answer], T]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamCall(Generic[T]):
+    """A request answered by events. `last` is the data that closes a complete answer, None = it is endless."""
+
+    asked: Asked
+    read: Callable[[bytes], T]
+    last: bytes | None
+
+
+def list_models(after: str | None, limit: int) -> Call[Page[ModelView]]:
+    return Call(_get("/api/v1/models", after=after, limit=limit), _page("models"))
+
+
+def list_versions(name: str) -> Call[list[ModelView]]:
+    return Call(_get(f"/api/v1/models/{_part(name)}/versions"), _member("versions"))
+
+
+def show_model(reference: str) -> Call[ModelView]:
+    return Call(_get(_model_path(reference)), _json)
+
+
+def add_model(name: str, runtime: str, source: str, spec: Mapping[str, Any]) -> Call[ModelView]:
+    return Call(_post("/api/v1/models", {**spec, "name": name, "runtime": runtime, "source": source}), _json)
+
+
+def change_model(reference: str, verb: str, deadline_s: float | None) -> Call[ModelView]:
+    """`verb` is `pull`, `load` or `unload`."""
+    asked = Asked(method="POST", path=f"{_model_path(reference)}/{verb}", deadline_s=deadline_s)
+    return Call(asked, _json)
+
+
+def remove_model(reference: str) -> Call[None]:
+    return Call(Asked(method="DELETE", path=_model_path(reference)), _nothing)
+
+
+def list_workers(after: str | None, limit: int) -> Call[Page[WorkerView]]:
+    return Call(_get("/api/v1/workers", after=after, limit=limit), _page("workers"))
+
+
+def show_worker(worker_id: str) -> Call[WorkerView]:
+    return Call(_get(f"/api/v1/workers/{_part(worker_id)}"), _json)
+
+
+def list_events(after: int, limit: int) -> Call[EventPage]:
+    return Call(_get("/api/v1/events", follow="false", after=after, limit=limit), _page("events"))
+
+
+def follow_events(after: int | None) -> StreamCall[EventView]:
+    return StreamCall(_get("/api/v1/events", after=after), _item, None)
+
+
+def status() -> Call[SystemView]:
+    return Call(_get("/api/v1/system"), _json)
+
+
+def ready() -> Call[None]:
+    return Call(Asked(method="GET", path="/readyz", deadline_s=_READY_S), _nothing)
+
+
+def chat(model: str, messages: Messages, options: Mapping[str, Any], deadline_s: float | None) -> Call[Document]:
+    return Call(_post("/v1/chat/completions", _chat_body(model, messages, options), deadline_s), _json)
+
+
+def stream_chat(
+    model: str, messages: Messages, options: Mapping[str, Any], deadline_s: float | None
+) -> StreamCall[Document]:
+    body = {**_chat_body(model, messages, options), "stream": True}
+    return StreamCall(_post("/v1/chat/completions", body, deadline_s), _item, DONE)
+
+
+def complete(model: str, prompt: str, options: Mapping[str, Any], deadline_s: float | None) -> Call[Document]:
+    return Call(_post("/v1/completions", {**options, "model": model, "prompt": prompt}, deadline_s), _json)
+
+
+def stream_complete(
+    model: str, prompt: str, options: Mapping[str, Any], deadline_s: float | None
+) -> StreamCall[Document]:
+    body = {**options, "model": model, "prompt": prompt, "stream": True}
+    return StreamCall(_post("/v1/completions", body, deadline_s), _item, DONE)
+
+
+def embed(
+    model: str, texts: str | Sequence[str], options: Mapping[str, Any], deadline_s: float | None
+) -> Call[Document]:
+    return Call(_post("/v1/embeddings", {**options, "model": model, "input": texts}, deadline_s), _json)
+
+
+def metadata(reference: str) -> Call[MetadataView]:
+    return Call(_get(_protocol_path(reference)), _json)
+
+
+def infer(
+    reference: str,
+    inputs: "Mapping[str, Array]",
+    outputs: Sequence[str],
+    parameters: Mapping[str, Any] | None,
+    deadline_s: float | None,
+) -> "Call[dict[str, Array]]":
+    from moc.client import tensors  # numpy is slow to import and only this call needs it
+
+    body, header_length = tensors.encode(inputs, outputs, parameters)
+    headers = {_HEADER_LENGTH: str(header_length), "content-type": "application/octet-stream"}
+    path = f"{_protocol_path(reference)}/infer"
+    asked = Asked(method="POST", path=path, headers=headers, body=body, deadline_s=deadline_s)
+
+    def read(answer: Answer) -> "dict[str, Array]":
+        length = answer.headers.get(_HEADER_LENGTH)
+        return tensors.decode(answer.body, int(length) if length and length.isdecimal() else None)
+
+    return Call(asked, read)
+
+
+def _get(path: str, **query: str | int | None) -> Asked:
+    return Asked(method="GET", path=path, query={name: value for name, value in query.items() if value is not None})
+
+
+def _post(path: str, document: Mapping[str, Any], deadline_s: float | None = None) -> Asked:
+    try:
+        body = msgspec.json.encode(document)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"this cannot be sent as JSON: {error}") from error
+    return Asked(method="POST", path=path, headers=_JSON, body=body, deadline_s=deadline_s)
+
+
+def _chat_body(model: str, messages: Messages, options: Mapping[str, Any]) -> dict[str, Any]:
+    said = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+    return {**options, "model": model, "messages": said}
+
+
+def _part(name: str) -> str:
+    if name in ("", ".", ".."):
+        raise InvalidRequest(f"not a name: {name!r}; write the name of a model or the id of a worker")
+    return quote(name, safe="@")
+
+
+def _model_path(reference: str) -> str:
+    return f"/api/v1/models/{_part(reference)}"
+
+
+def _protocol_path(reference: str) -> str:
+    name, _, version = reference.partition("@")
+    return f"/v2/models/{_part(name)}" + (f"/versions/{_part(version)}" if version else "")
+
+
+def _json(answer: Answer) -> Any:
+    return _decoded(answer.body)
+
+
+def _item(data: bytes) -> Any:
+    return _decoded(data)
+
+
+def _nothing(_: Answer) -> None:
+    return None
+
+
+def _member(name: str) -> Callable[[Answer], Any]:
+    def read(answer: Answer) -> Any:
+        document = _decoded(answer.body)
+        if not isinstance(document, dict) or name not in document:
+            raise Internal(f"the answer has no {name!r}; is this address a coordinator's?")
+        return document[name]
+
+    return read
+
+
+def _page(noun: str) -> Callable[[Answer], Any]:
+    items = _member(noun)
+
+    def read(answer: Answer) -> Any:
+        return {"items": items(answer), "next": _decoded(answer.body).get("next")}
+
+    return read
+
+
+def _decoded(content: bytes) -> Any:
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError as error:
+        raise Internal(f"the answer is not JSON ({error}); is this address a coordinator's?") from error

@@ -1,0 +1,224 @@
+"""The client for programs without an event loop; `async_client` is its twin, method for method."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+
+from moc.client import calls
+from moc.client.calls import Messages
+from moc.client.connection import Connection, Stream
+from moc.client.discovery import Target
+from moc.client.views import Document, EventPage, EventView, MetadataView, ModelView, Page, SystemView, WorkerView
+from moc.kernel.errors import DeadlineExceeded, Unavailable
+
+if TYPE_CHECKING:
+    from moc.client.tensors import Array
+
+
+class Models:
+    """The models the coordinator knows. A reference is `name` (its newest version) or `name@version`."""
+
+    def __init__(self, line: Connection) -> None:
+        self._line = line
+
+    def list(self, *, after: str | None = None, limit: int = 100) -> Page[ModelView]:
+        """The newest version of each model, by name."""
+        return self._line.send(calls.list_models(after, limit))
+
+    def versions(self, name: str) -> Sequence[ModelView]:
+        """Every version of one model; NotFound when there is none."""
+        return self._line.send(calls.list_versions(name))
+
+    def show(self, reference: str) -> ModelView:
+        """One version; NotFound when there is none."""
+        return self._line.send(calls.show_model(reference))
+
+    def add(self, name: str, *, runtime: str, source: str, **spec: Any) -> ModelView:
+        """Make a new version. The same spec again changes nothing and returns the version there is.
+
+        `spec` has the keys of a model in `moc.yaml`: `options`, `memory` (bytes or `2GiB`), `ttl_s`, `preload`, …
+        """
+        return self._line.send(calls.add_model(name, runtime, source, spec))
+
+    def pull(self, reference: str, *, deadline_s: float | None = None) -> ModelView:
+        """Fetch its files, unless they are here."""
+        return self._line.send(calls.change_model(reference, "pull", deadline_s))
+
+    def load(self, reference: str, *, deadline_s: float | None = None) -> ModelView:
+        """Load it, unless it is loaded; returns when it is ready. LoadFailed says why it could not."""
+        return self._line.send(calls.change_model(reference, "load", deadline_s))
+
+    def unload(self, reference: str, *, deadline_s: float | None = None) -> ModelView:
+        """Let its requests finish and free its memory; returns when its worker is gone."""
+        return self._line.send(calls.change_model(reference, "unload", deadline_s))
+
+    def remove(self, reference: str) -> None:
+        """Forget one version, or every version of a bare name."""
+        self._line.send(calls.remove_model(reference))
+
+
+class Workers:
+    """The processes that hold loaded models."""
+
+    def __init__(self, line: Connection) -> None:
+        self._line = line
+
+    def list(self, *, after: str | None = None, limit: int = 100) -> Page[WorkerView]:
+        """The workers there are, by id."""
+        return self._line.send(calls.list_workers(after, limit))
+
+    def show(self, worker_id: str) -> WorkerView:
+        """One worker; NotFound when it is gone."""
+        return self._line.send(calls.show_worker(worker_id))
+
+
+class System:
+    """The replica that answers."""
+
+    def __init__(self, line: Connection) -> None:
+        self._line = line
+
+    def status(self) -> SystemView:
+        """What it is, which seats it holds, its workers and memory."""
+        return self._line.send(calls.status())
+
+
+class Events:
+    """What happened."""
+
+    def __init__(self, line: Connection) -> None:
+        self._line = line
+
+    def list(self, *, after: int = 0, limit: int = 100) -> EventPage:
+        """The first events behind the one with the id `after`, oldest first."""
+        return self._line.send(calls.list_events(after, limit))
+
+    def follow(self, *, after: int | None = None) -> Stream[EventView]:
+        """Events as they happen, those behind `after` first; without it only new ones. It ends only with an error."""
+        return self._line.open(calls.follow_events(after))
+
+
+class Client:
+    """Talks to one coordinator and blocks; threads may share it. Use it in a `with` block, or close it.
+
+    `url`, `key` and `data_dir` are taken from `MOC_URL`, `MOC_KEY` and `MOC_DATA_DIR` when not given, then from
+    the data folder of a coordinator on this machine. `timeout_s` is how long to wait for an answer, or for the
+    next part of a streamed one, when a call has no `deadline_s`. A `deadline_s`, in seconds, is kept by the
+    coordinator too: work that cannot end in time is refused or stopped with DeadlineExceeded.
+
+    Every method raises what the coordinator raised (`moc.kernel.errors`), or Unreachable when none answers.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        key: str | None = None,
+        data_dir: str | Path | None = None,
+        *,
+        timeout_s: float = 600.0,
+    ) -> None:
+        self._line = Connection(url, key, data_dir, timeout_s)
+        self.models = Models(self._line)
+        self.workers = Workers(self._line)
+        self.system = System(self._line)
+        self.events = Events(self._line)
+
+    @property
+    def target(self) -> Target:
+        """The address and key in use; the first look may read the data folder's files."""
+        return self._line.target
+
+    def ready(self) -> bool:
+        """Whether a coordinator answers and takes requests: False while it starts, drains or is not there."""
+        try:
+            self._line.send(calls.ready())
+        except (Unavailable, DeadlineExceeded):
+            return False
+        return True
+
+    @overload
+    def chat(
+        self,
+        model: str,
+        messages: Messages,
+        *,
+        stream: Literal[False] = False,
+        deadline_s: float | None = None,
+        **options: Any,
+    ) -> Document: ...
+
+    @overload
+    def chat(
+        self, model: str, messages: Messages, *, stream: Literal[True], deadline_s: float | None = None, **options: Any
+    ) -> Stream[Document]: ...
+
+    def chat(
+        self, model: str, messages: Messages, *, stream: bool = False, deadline_s: float | None = None, **options: Any
+    ) -> Document | Stream[Document]:
+        """The next turn of a conversation, whole or as its chunks come; a string is one user message.
+
+        `options` are those of the OpenAI API: `temperature`, `max_tokens`, `response_format`, …
+        """
+        if stream:
+            return self._line.open(calls.stream_chat(model, messages, options, deadline_s))
+        return self._line.send(calls.chat(model, messages, options, deadline_s))
+
+    @overload
+    def complete(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        stream: Literal[False] = False,
+        deadline_s: float | None = None,
+        **options: Any,
+    ) -> Document: ...
+
+    @overload
+    def complete(
+        self, model: str, prompt: str, *, stream: Literal[True], deadline_s: float | None = None, **options: Any
+    ) -> Stream[Document]: ...
+
+    def complete(
+        self, model: str, prompt: str, *, stream: bool = False, deadline_s: float | None = None, **options: Any
+    ) -> Document | Stream[Document]:
+        """How a text goes on, whole or as its chunks come; `options` as for `chat`."""
+        if stream:
+            return self._line.open(calls.stream_complete(model, prompt, options, deadline_s))
+        return self._line.send(calls.complete(model, prompt, options, deadline_s))
+
+    def embed(
+        self, model: str, texts: str | Sequence[str], *, deadline_s: float | None = None, **options: Any
+    ) -> Document:
+        """Embeddings of one text or several, in order."""
+        return self._line.send(calls.embed(model, texts, options, deadline_s))
+
+    def metadata(self, model: str) -> MetadataView:
+        """The tensors a model takes and gives; loads it if that is not known yet."""
+        return self._line.send(calls.metadata(model))
+
+    def infer(
+        self,
+        model: str,
+        inputs: "Mapping[str, Array]",
+        *,
+        outputs: Sequence[str] = (),
+        parameters: Mapping[str, Any] | None = None,
+        deadline_s: float | None = None,
+    ) -> "dict[str, Array]":
+        """Run a model on arrays and return its output arrays by name: those in `outputs`, or all of them.
+
+        Text and bytes travel as BYTES and come back as arrays of `bytes` objects.
+        """
+        return self._line.send(calls.infer(model, inputs, outputs, parameters, deadline_s))
+
+    def close(self) -> None:
+        """Let go of every connection; calling it again does nothing."""
+        self._line.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()

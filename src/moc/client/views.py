@@ -1,0 +1,136 @@
+"""What the coordinator's management API answers, as the plain dictionaries its JSON decodes to.
+
+Times are RFC 3339 UTC, sizes bytes, durations seconds. A newer coordinator may send more keys.
+"""
+
+from typing import Any, Generic, TypedDict, TypeVar
+
+
+class ArtifactView(TypedDict):
+    sha256: str
+    size_bytes: int
+
+
+class WorkerView(TypedDict):
+    """A worker process; `adopted` when it outlived the coordinator that started it."""
+
+    id: str
+    host: str
+    pid: int
+    model: str
+    digest: str
+    runtime: str
+    state: str
+    adopted: bool
+    term: int
+    started_at: str
+    memory_bytes: int | None
+    in_flight: int
+
+
+class ModelView(TypedDict):
+    """One version of a model: what it was told to be and how it is doing."""
+
+    name: str
+    version: int
+    reference: str
+    state: str
+    reason: str
+    message: str
+    digest: str
+    runtime: str
+    source: str
+    options: dict[str, Any]
+    devices: str | list[str]
+    memory_bytes: int | None
+    preload: bool
+    pin: bool
+    ttl_s: float
+    priority: int
+    max_concurrent: int
+    max_queue: int
+    created_at: str
+    changed_at: str
+    artifact: ArtifactView | None
+    load_s: float
+    info: dict[str, Any]
+    adopted: bool
+    worker: WorkerView | None
+
+
+class SeatView(TypedDict):
+    name: str
+    holder: str
+    term: int
+
+
+class MemoryView(TypedDict):
+    total_bytes: int
+    available_bytes: int
+    coordinator_bytes: int
+
+
+class SystemView(TypedDict):
+    """A replica and what it looks after."""
+
+    version: str
+    replica: str
+    host: str
+    pid: int
+    started_at: str
+    uptime_s: float
+    state: str
+    seats: list[SeatView]
+    workers: list[WorkerView]
+    memory: MemoryView
+    store: str
+    data_dir: str
+    urls: dict[str, str]
+
+
+class EventView(TypedDict):
+    id: int
+    at: str
+    kind: str
+    subject: str
+    reason: str
+    actor: str
+    data: dict[str, Any]
+
+
+class EventPage(TypedDict):
+    """Part of the events; give `next` as `after` for the part behind it, None = there is none yet."""
+
+    items: list[EventView]
+    next: int | None
+
+
+class TensorView(TypedDict):
+    """A tensor a model takes or gives; -1 in `shape` is a dimension of any size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class MetadataView(TypedDict):
+    """What the Open Inference Protocol says of a model."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorView]
+    outputs: list[TensorView]
+
+
+Document = dict[str, Any]
+"""An answer in the shape of the OpenAI API, unchanged."""
+
+V = TypeVar("V")
+
+
+class Page(TypedDict, Generic[V]):
+    """Part of a list; give `next` as `after` for the part behind it, None = this was the last."""
+
+    items: list[V]
+    next: str | None

@@ -1,0 +1,66 @@
+"""What travels between a caller and an engine, whatever the transport.
+
+Tensors are described apart from their bytes: the bytes of all of them lie back to back in one body, each
+in row-major order and little-endian, BYTES elements each behind a little-endian u32 length (the binary
+layout of the Open Inference Protocol).
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+Kind = Literal["tensors", "chat", "completion", "embeddings"]
+"""`tensors` carries tensors; the others carry the JSON body of the OpenAI request of that name, as it came."""
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Tensor(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One tensor's description: `shape` in elements, `size` in bytes of its part of the body."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size: int
+
+
+class TensorSpec(msgspec.Struct, frozen=True, array_like=False):
+    """A tensor a model takes or gives; -1 in `shape` is a dimension of any size."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class Request(msgspec.Struct, gc=False):
+    """One inference. `outputs` names the wanted output tensors, all of them when empty."""
+
+    kind: Kind
+    body: Buffer
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[str, ...] = ()
+    parameters: dict[str, Any] = {}
+
+
+class Reply(msgspec.Struct, gc=False):
+    """One answer: tensors with their bytes in `body`, or the JSON document of the OpenAI answer."""
+
+    body: Buffer
+    outputs: tuple[Tensor, ...] = ()
+    parameters: dict[str, Any] = {}
+
+
+class Info(msgspec.Struct, frozen=True):
+    """What a loaded model is and can do, as its engine says.
+
+    `concurrency` is how many requests the engine works on at once (more wait in the coordinator, in
+    order); `memory_bytes` what it says it holds, 0 when it cannot tell; `engine` its name and version.
+    """
+
+    kinds: tuple[Kind, ...]
+    engine: str
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    concurrency: int = 1
+    memory_bytes: int = 0
+    details: dict[str, Any] = {}

@@ -1,0 +1,200 @@
+"""The one writer of what models there are and how they are doing.
+
+Records: `models/<name>/<version>` (ModelVersion), `model_status/<name>/<version>` (ModelStatus) and
+`model_names/<name>` (the last version number ever given, so that a number is never used twice).
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from moc.kernel.clock import Clock
+from moc.kernel.errors import Conflict, InvalidRequest, NotFound
+from moc.kernel.events import Event
+from moc.kernel.records import ABSENT, Op, Store, Table
+from moc.models.model import (
+    MOVES,
+    NAME,
+    Artifact,
+    ModelSpec,
+    ModelStatus,
+    ModelVersion,
+    State,
+    digest_of,
+    parse_reference,
+)
+from moc.models.ports import HostSeat
+
+
+@dataclass(slots=True)
+class Entry:
+    """A version with its status, and the revisions they were read at."""
+
+    version: ModelVersion
+    status: ModelStatus
+    version_revision: int
+    status_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Name:
+    last_version: int = 0
+
+
+@dataclass(slots=True)
+class _Versions:
+    name_revision: int = ABSENT
+    last_version: int = 0
+    entries: dict[int, Entry] = field(default_factory=dict)
+
+
+def _key(name: str, version: int) -> str:
+    return f"{name}/{version:09d}"
+
+
+class Catalogue:
+    """Versions and their statuses: read from memory, changed in the store first."""
+
+    def __init__(self, *, store: Store, seat: HostSeat, clock: Clock) -> None:
+        self._store = store
+        self._seat = seat
+        self._clock = clock
+        self._names: Table[_Name] = Table(store, "model_names/", _Name)
+        self._versions: Table[ModelVersion] = Table(store, "models/", ModelVersion)
+        self._statuses: Table[ModelStatus] = Table(store, "model_status/", ModelStatus)
+        self._cache: dict[str, _Versions] = {}
+
+    async def start(self) -> None:
+        """Read everything from the store."""
+        self._cache = {}
+        for name, noun, revision in await self._names.list():
+            self._cache[name] = _Versions(revision, noun.last_version)
+        statuses = {key: (status, revision) for key, status, revision in await self._statuses.list()}
+        for key, version, revision in await self._versions.list():
+            status, status_revision = statuses[key]
+            versions = self._cache[version.name]
+            versions.entries[version.version] = Entry(version, status, revision, status_revision)
+
+    async def drain(self) -> None:
+        return
+
+    async def stop(self) -> None:
+        return
+
+    def names(self) -> list[str]:
+        """Every model that has a version, in order."""
+        return sorted(name for name, versions in self._cache.items() if versions.entries)
+
+    def versions(self, name: str) -> list[Entry]:
+        """Every version of a model, oldest first; empty when there is none."""
+        versions = self._cache.get(name)
+        return [] if versions is None else [versions.entries[number] for number in sorted(versions.entries)]
+
+    def entry(self, reference: str) -> Entry:
+        """The version `name@version` names, or the newest one of `name`; NotFound when there is none."""
+        name, number = parse_reference(reference)
+        versions = self._cache.get(name)
+        if versions is None or not versions.entries:
+            raise NotFound(f"there is no model {name!r}; `moc models list` shows those there are")
+        if number is None:
+            return versions.entries[max(versions.entries)]
+        if number not in versions.entries:
+            there = ", ".join(str(n) for n in sorted(versions.entries))
+            raise NotFound(f"model {name!r} has no version {number}; it has {there}")
+        return versions.entries[number]
+
+    async def add(self, name: str, spec: ModelSpec, *, actor: str) -> Entry:
+        """Register `spec` as the next version of `name`; the newest version again if its spec is the same."""
+        if NAME.fullmatch(name) is None:
+            raise InvalidRequest(
+                f"not a model name: {name[:150]!r}; use up to 128 letters, digits, '.', '_' and '-', "
+                "a letter or digit first"
+            )
+        versions = self._cache.get(name) or _Versions()
+        newest = versions.entries.get(max(versions.entries, default=0))
+        if newest is not None and newest.version.spec == spec:
+            return newest
+        number = versions.last_version + 1
+        now = self._clock.wall()
+        version = ModelVersion(name=name, version=number, spec=spec, created_at=now)
+        status = ModelStatus(state=State.REGISTERED, changed_at=now)
+        key = _key(name, number)
+        revision = await self._commit(
+            self._names.put(name, _Name(number), expect=versions.name_revision),
+            self._versions.put(key, version, expect=ABSENT),
+            self._statuses.put(key, status, expect=ABSENT),
+            event=Event(kind="model.registered", subject=version.reference, actor=actor, data={"source": spec.source}),
+        )
+        versions.name_revision, versions.last_version = revision, number
+        versions.entries[number] = Entry(version, status, revision, revision)
+        self._cache[name] = versions
+        return versions.entries[number]
+
+    async def pulled(self, entry: Entry, artifact: Artifact) -> None:
+        """Give a version its artifact, and with it its digest; Conflict if it has a different one."""
+        digest = digest_of(entry.version.spec, artifact)
+        if entry.version.digest not in ("", digest):
+            raise Conflict(
+                f"{entry.version.reference} was registered as {entry.version.digest} and its files are now {digest}; "
+                "register the changed files as a new version with `moc models add`"
+            )
+        version = replace(entry.version, artifact=artifact, digest=digest)
+        if version == entry.version:
+            return
+        entry.version_revision = await self._commit(
+            self._versions.put(_key(version.name, version.version), version, expect=entry.version_revision),
+            event=Event(
+                kind="model.pulled",
+                subject=version.reference,
+                data={"digest": digest, "size_bytes": artifact.size_bytes},
+            ),
+        )
+        entry.version = version
+
+    async def move(
+        self, entry: Entry, state: State, *, reason: str, actor: str = "system", message: str = "", **changes: Any
+    ) -> None:
+        """Move a version to `state` (a move of `MOVES`, Conflict otherwise), with its event `model.<state>`."""
+        if state not in MOVES[entry.status.state]:
+            raise Conflict(
+                f"{entry.version.reference} is {entry.status.state} and cannot become {state}; try again shortly"
+            )
+        status = replace(
+            entry.status, state=state, changed_at=self._clock.wall(), reason=reason, message=message, **changes
+        )
+        entry.status_revision = await self._commit(
+            self._statuses.put(_key(entry.version.name, entry.version.version), status, expect=entry.status_revision),
+            event=Event(
+                kind=f"model.{state}",
+                subject=entry.version.reference,
+                reason=reason,
+                actor=actor,
+                data={"message": message} if message else {},
+            ),
+        )
+        entry.status = status
+
+    async def remove(self, entry: Entry, *, actor: str) -> None:
+        """Forget a version; its number is not used again."""
+        version = entry.version
+        key = _key(version.name, version.version)
+        await self._commit(
+            self._versions.delete(key, expect=entry.version_revision),
+            self._statuses.delete(key, expect=entry.status_revision),
+            event=Event(kind="model.removed", subject=version.reference, actor=actor),
+        )
+        del self._cache[version.name].entries[version.version]
+
+    def uses(self, artifact: Artifact) -> bool:
+        """Whether any version is made of these files."""
+        return any(
+            entry.version.artifact is not None and entry.version.artifact.path == artifact.path
+            for versions in self._cache.values()
+            for entry in versions.entries.values()
+        )
+
+    async def note(self, event: Event) -> None:
+        """Record an event that changes nothing."""
+        await self._store.commit([], [event])
+
+    async def _commit(self, *ops: Op, event: Event) -> int:
+        return await self._store.commit([self._seat.fence(), *ops], [event])

@@ -1,0 +1,421 @@
+"""Loading and unloading: asked for the end state, it gets there once for all who ask.
+
+Each version has one `_Slot`. Its lock serialises loading and unloading; its `resident` is what requests
+find. Everything runs on one event loop, so a request that finds a resident and enters it cannot be
+overtaken by an unload in between.
+"""
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from moc.kernel.errors import Conflict, DeadlineExceeded, LoadFailed, MocError, NotFound, QueueFull
+from moc.kernel.events import Event
+from moc.models.catalogue import Catalogue, Entry
+from moc.models.model import Artifact, FailReason, ModelSpec, State, parse_reference
+from moc.models.ports import Launch, Sources, Worker, Workers
+from moc.models.resident import Resident
+from moc.resilience.deadline import NEVER, Deadline
+
+log = structlog.get_logger(__name__)
+
+SWEEP_INTERVAL_S = 0.5
+IDLE = "IdleTimeout"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How patient the manager is. Seconds throughout.
+
+    After a crash the worker is started again at once, then after `backoff_s`, twice that and so on up to
+    `backoff_max_s`; after `restarts_max` crashes without `healthy_s` of quiet in between it stays down.
+    """
+
+    load_timeout_s: float = 600.0
+    drain_timeout_s: float = 60.0
+    backoff_s: float = 0.5
+    backoff_max_s: float = 30.0
+    restarts_max: int = 5
+    healthy_s: float = 60.0
+
+
+@dataclass(slots=True)
+class _Slot:
+    entry: Entry
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    resident: Resident | None = None
+    loading: "asyncio.Task[Resident] | None" = None
+    waiting: int = 0
+    failures: int = 0
+    failed_at: float = 0.0
+    failure: LoadFailed | None = None
+    ready_at: float = 0.0
+
+
+class ModelManager:
+    """Which models are loaded, and the only one who changes that."""
+
+    def __init__(self, *, catalogue: Catalogue, workers: Workers, sources: Sources, limits: Limits) -> None:
+        self._catalogue = catalogue
+        self._workers = workers
+        self._sources = sources
+        self._limits = limits
+        self._slots: dict[tuple[str, int], _Slot] = {}
+        self._found: dict[str, Resident] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stopping = True
+        workers.on_lost(self._lost)
+
+    # life
+
+    async def start(self) -> None:
+        """Adopt the workers an earlier coordinator left, then bring back what was loaded, then preload."""
+        self._stopping = False
+        for worker in await self._workers.adopt():
+            await self._adopt(worker)
+        for name in self._catalogue.names():
+            for entry in self._catalogue.versions(name):
+                await self._settle(entry)
+        self._spawn(self._sweep())
+
+    async def drain(self) -> None:
+        """Start no more loads; requests that run are drained by those who serve them."""
+        self._stopping = True
+
+    async def stop(self) -> None:
+        self._stopping = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._found.clear()
+        for slot in self._slots.values():
+            slot.resident = None
+
+    async def _adopt(self, worker: Worker) -> None:
+        try:
+            entry = self._catalogue.entry(worker.model)
+        except NotFound:
+            entry = None
+        if entry is None or entry.version.digest != worker.digest:
+            await self._workers.stop_worker(worker.id, reason="Unknown")
+            return
+        slot = self._slot(entry)
+        if slot.resident is not None:
+            await self._workers.stop_worker(worker.id, reason="Duplicate")
+            return
+        if entry.status.state is not State.READY or entry.status.worker_id != worker.id:
+            if entry.status.state is not State.LOADING:
+                await self._catalogue.move(entry, State.REGISTERED, reason="CoordinatorRestarted")
+                await self._catalogue.move(entry, State.LOADING, reason="Adopted")
+            await self._catalogue.move(entry, State.READY, reason="Adopted", worker_id=worker.id, info=worker.info)
+        self._publish(slot, worker)
+
+    async def _settle(self, entry: Entry) -> None:
+        """Bring the recorded state in line with what is really there, and load what should be."""
+        slot = self._slot(entry)
+        was = entry.status.state
+        if slot.resident is None and was not in (State.REGISTERED, State.FAILED):
+            await self._catalogue.move(entry, State.REGISTERED, reason="CoordinatorRestarted", worker_id="")
+        if slot.resident is not None:
+            return
+        if was in (State.READY, State.LOADING):
+            self._load_in_background(slot, "CoordinatorRestarted")
+        elif entry.version.spec.preload and self._catalogue.entry(entry.version.name) is entry:
+            self._load_in_background(slot, "Preload")
+
+    # what requests ask
+
+    def find(self, reference: str) -> Resident | None:
+        """The loaded version `reference` stands for now, without waiting."""
+        return self._found.get(reference)
+
+    async def ensure_ready(self, reference: str, deadline: Deadline) -> Resident:
+        """Load it unless it is loaded; many callers share one load.
+
+        NotFound, LoadFailed (also while the back-off after a failure lasts), QueueFull when more than the
+        model's `max_queue` callers wait already, DeadlineExceeded; a load goes on when its caller gives up.
+        """
+        slot = self._slot(self._catalogue.entry(reference))
+        if slot.resident is not None:
+            return slot.resident
+        self._refuse_in_backoff(slot)
+        max_queue = slot.entry.version.spec.max_queue
+        if slot.waiting >= max_queue:
+            raise QueueFull(f"{slot.waiting} requests wait for {reference} to load; try again shortly", retry_after_s=1)
+        return await self._await_load(slot, deadline, reason="Requested", actor="system")
+
+    # what operators ask
+
+    async def add(self, name: str, spec: ModelSpec, *, actor: str) -> Entry:
+        """Register a version; `name` means the newest one from now on."""
+        entry = await self._catalogue.add(name, spec, actor=actor)
+        self._found.pop(name, None)
+        newest = self._slot(entry)
+        if newest.resident is not None:
+            self._found[name] = newest.resident
+        return entry
+
+    async def pull(self, reference: str, deadline: Deadline) -> Entry:
+        """Bring a version's files here; returns at once when they are."""
+        slot = self._slot(self._catalogue.entry(reference))
+        try:
+            async with asyncio.timeout(deadline.remaining_s()), slot.lock:
+                await self._pull(slot)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{reference} was not pulled in time; pull again to go on from there") from None
+        return slot.entry
+
+    async def load(self, reference: str, deadline: Deadline, *, actor: str) -> Entry:
+        """Load a version now, whatever failed before."""
+        slot = self._slot(self._catalogue.entry(reference))
+        slot.failure, slot.failures = None, 0
+        if slot.resident is None:
+            await self._await_load(slot, deadline, reason="Requested", actor=actor)
+        return slot.entry
+
+    async def unload(self, reference: str, deadline: Deadline, *, actor: str, reason: str = "Requested") -> Entry:
+        """Let its requests finish, end its worker, return when its memory is free; fine if it is not loaded."""
+        slot = self._slot(self._catalogue.entry(reference))
+        if slot.loading is not None:
+            slot.loading.cancel()
+            await asyncio.wait([slot.loading], timeout=deadline.remaining_s())
+        await self._unload(slot, reason=reason, actor=actor, patience_s=deadline.remaining_s())
+        return slot.entry
+
+    async def remove(self, reference: str, *, actor: str) -> None:
+        """Unload and forget a version, or every version of a name; its files go when nothing else uses them."""
+        name, number = parse_reference(reference)
+        entry = self._catalogue.entry(reference)
+        for doomed in [entry] if number is not None else self._catalogue.versions(name):
+            await self.unload(doomed.version.reference, NEVER, actor=actor, reason="Removed")
+            await self._catalogue.remove(doomed, actor=actor)
+            self._slots.pop((name, doomed.version.version), None)
+            artifact = doomed.version.artifact
+            if artifact is not None and not self._catalogue.uses(artifact):
+                await self._sources.discard(artifact)
+        left = self._catalogue.versions(name)
+        resident = self._slot(left[-1]).resident if left else None
+        if resident is not None:
+            self._found[name] = resident
+
+    # loading
+
+    def _slot(self, entry: Entry) -> _Slot:
+        key = (entry.version.name, entry.version.version)
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = self._slots[key] = _Slot(entry)
+        return slot
+
+    def _refuse_in_backoff(self, slot: _Slot) -> None:
+        if slot.failure is None:
+            return
+        left = slot.failed_at + self._backoff_s(slot.failures) - time.monotonic()
+        if left > 0:
+            again = LoadFailed(slot.failure.message, reason=slot.failure.reason, details=slot.failure.details)
+            again.retry_after_s = left
+            raise again
+
+    def _backoff_s(self, failures: int) -> float:
+        return min(self._limits.backoff_max_s, self._limits.backoff_s * 2.0 ** max(0, failures - 1))
+
+    async def _await_load(self, slot: _Slot, deadline: Deadline, *, reason: str, actor: str) -> Resident:
+        if slot.loading is None:
+            slot.loading = self._spawn(self._load(slot, reason=reason, actor=actor))
+            slot.loading.add_done_callback(lambda _: self._load_ended(slot))
+        task = slot.loading
+        slot.waiting += 1
+        try:
+            async with asyncio.timeout(deadline.remaining_s()):
+                return await asyncio.shield(task)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{slot.entry.version.reference} was not loaded in time; it goes on loading, ask again"
+            ) from None
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise Conflict(f"{slot.entry.version.reference} was unloaded while it was loading") from None
+            raise
+        finally:
+            slot.waiting -= 1
+
+    def _load_ended(self, slot: _Slot) -> None:
+        task, slot.loading = slot.loading, None
+        if task is not None and not task.cancelled():
+            task.exception()  # told to those who waited; nobody may have
+
+    def _load_in_background(self, slot: _Slot, reason: str, *, after_s: float = 0.0) -> None:
+        async def load() -> None:
+            await asyncio.sleep(after_s)
+            if slot.resident is None:
+                try:
+                    await self._await_load(slot, NEVER, reason=reason, actor="system")
+                except MocError as error:
+                    log.warning("load failed", model=slot.entry.version.reference, error=error.message)
+
+        self._spawn(load())
+
+    async def _load(self, slot: _Slot, *, reason: str, actor: str) -> Resident:
+        async with slot.lock:
+            if slot.resident is not None:
+                return slot.resident
+            entry = slot.entry
+            started = time.monotonic()
+            if entry.status.state is not State.LOADING:
+                await self._catalogue.move(entry, State.LOADING, reason=reason, actor=actor)
+            try:
+                async with asyncio.timeout(self._limits.load_timeout_s):
+                    worker = await self._launch(slot)
+            except asyncio.CancelledError:
+                if not self._stopping:  # else it stays `loading`, and the next coordinator loads it
+                    await self._catalogue.move(entry, State.REGISTERED, reason="Cancelled", worker_id="")
+                raise
+            except Exception as error:
+                await self._failed(slot, error)
+                raise slot.failure or error from None
+            await self._catalogue.move(
+                entry,
+                State.READY,
+                reason=reason,
+                actor=actor,
+                worker_id=worker.id,
+                load_s=round(time.monotonic() - started, 3),
+                info=worker.info,
+            )
+            return self._publish(slot, worker)
+
+    async def _launch(self, slot: _Slot) -> Worker:
+        artifact = await self._pull(slot)
+        await self._sources.verify(artifact)
+        version = slot.entry.version
+        launch = Launch(
+            model=version.reference,
+            digest=version.digest,
+            runtime=version.spec.runtime,
+            path=artifact.path,
+            options=version.spec.options,
+        )
+        return await self._workers.start_worker(launch, NEVER)
+
+    async def _failed(self, slot: _Slot, error: Exception) -> None:
+        if isinstance(error, LoadFailed):
+            failure = error
+        elif isinstance(error, TimeoutError):
+            failure = LoadFailed(
+                f"{slot.entry.version.reference} was not loaded within {self._limits.load_timeout_s:g} s",
+                reason=FailReason.LOAD_FAILED,
+            )
+        else:
+            text = error.message if isinstance(error, MocError) else f"{type(error).__name__}: {error}"
+            failure = LoadFailed(text, reason=FailReason.LOAD_FAILED)
+        slot.failure, slot.failed_at = failure, time.monotonic()
+        slot.failures += 1
+        if slot.entry.status.state is not State.FAILED:
+            await self._catalogue.move(
+                slot.entry, State.FAILED, reason=failure.reason, message=failure.message, worker_id=""
+            )
+
+    async def _pull(self, slot: _Slot) -> Artifact:
+        entry = slot.entry
+        if entry.version.artifact is not None:
+            return entry.version.artifact
+        told = [time.monotonic()]
+
+        def progress(done: int, total: int | None) -> None:
+            if time.monotonic() - told[0] >= 1.0:
+                told[0] = time.monotonic()
+                data = {"done_bytes": done, "total_bytes": total}
+                event = Event(kind="model.pulling", subject=entry.version.reference, data=data)
+                self._spawn(self._catalogue.note(event))
+
+        artifact = await self._sources.fetch(entry.version.spec, progress)
+        await self._catalogue.pulled(entry, artifact)
+        return artifact
+
+    def _publish(self, slot: _Slot, worker: Worker) -> Resident:
+        version = slot.entry.version
+        resident = Resident(
+            reference=version.reference,
+            digest=version.digest,
+            worker_id=worker.id,
+            max_concurrent=version.spec.max_concurrent,
+            max_queue=version.spec.max_queue,
+            adopted=worker.adopted,
+        )
+        slot.resident, slot.failure, slot.ready_at = resident, None, time.monotonic()
+        self._found[version.reference] = resident
+        if self._catalogue.entry(version.name) is slot.entry:
+            self._found[version.name] = resident
+        return resident
+
+    def _withdraw(self, slot: _Slot) -> None:
+        resident, slot.resident = slot.resident, None
+        self._found = {key: value for key, value in self._found.items() if value is not resident}
+
+    # unloading, and being bereaved
+
+    async def _unload(self, slot: _Slot, *, reason: str, actor: str, patience_s: float | None) -> None:
+        async with slot.lock:
+            resident = slot.resident
+            if resident is None or (reason == IDLE and resident.idle_s() < slot.entry.version.spec.ttl_s):
+                return
+            self._withdraw(slot)
+            await self._catalogue.move(slot.entry, State.DRAINING, reason=reason, actor=actor)
+            limit = self._limits.drain_timeout_s
+            await resident.idle(limit if patience_s is None else min(limit, patience_s))
+            await self._catalogue.move(slot.entry, State.UNLOADING, reason=reason, actor=actor)
+            await self._workers.stop_worker(resident.worker_id, reason=reason)
+            await self._catalogue.move(slot.entry, State.REGISTERED, reason=reason, actor=actor, worker_id="")
+
+    def _lost(self, worker: Worker, why: str) -> None:
+        for slot in self._slots.values():
+            if slot.resident is not None and slot.resident.worker_id == worker.id:
+                self._withdraw(slot)
+                if not self._stopping:
+                    self._spawn(self._recover(slot, why))
+                return
+
+    async def _recover(self, slot: _Slot, why: str) -> None:
+        """Start a crashed worker again, unless it keeps crashing."""
+        async with slot.lock:
+            if slot.resident is not None or slot.entry.status.state is not State.READY:
+                return
+            if time.monotonic() - slot.ready_at >= self._limits.healthy_s:
+                slot.failures = 0
+            slot.failures += 1
+            message = f"the worker of {slot.entry.version.reference} died: {why}"
+            if slot.failures > self._limits.restarts_max:
+                message += f", {slot.failures} times in a row; see its log, then `moc models load` it"
+                await self._failed(slot, LoadFailed(message, reason=FailReason.RUNTIME_UNHEALTHY))
+                return
+            if slot.failures > 1:
+                slot.failure = LoadFailed(f"{message}; it is being started again", reason=FailReason.RUNTIME_UNHEALTHY)
+                slot.failed_at = time.monotonic()
+            await self._catalogue.move(slot.entry, State.LOADING, reason="WorkerLost", message=message, worker_id="")
+        pause_s = 0.0 if slot.failures == 1 else self._backoff_s(slot.failures)
+        self._load_in_background(slot, "WorkerLost", after_s=pause_s)
+
+    async def _sweep(self) -> None:
+        """Unload what has been idle for its ttl."""
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            for slot in list(self._slots.values()):
+                spec, resident = slot.entry.version.spec, slot.resident
+                if resident is None or spec.pin or not spec.ttl_s or resident.idle_s() < spec.ttl_s:
+                    continue
+                self._spawn(self._unload(slot, reason=IDLE, actor="system", patience_s=None))
+
+    def _spawn(self, work: "Coroutine[Any, Any, Any]") -> "asyncio.Task[Any]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, MocError):
+            log.error("a model task failed", exc_info=error)

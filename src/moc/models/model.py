@@ -1,0 +1,126 @@
+"""The nouns: what a model is told to be (spec), what it became (version), how it is doing (status)."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from moc.kernel.errors import InvalidRequest
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+RUNTIMES = ("llama_cpp", "onnx", "python")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """What the operator asked for; one entry of `models:` in `moc.yaml`.
+
+    `source` says where the artifact comes from (`file:`, `pypi:`, `https:`, `hf:`); `options` belong to
+    the runtime; `ttl_s` unloads after that idle time (0 = never); `pin` keeps it loaded whatever its
+    idle time; `preload` loads it at start; `memory_bytes` is the declared need; `priority` 1 (highest) to 10;
+    `max_concurrent` requests run at once (never more than the engine takes), `max_queue` wait.
+    """
+
+    runtime: str
+    source: str
+    sha256: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    devices: str | list[str] = "auto"
+    memory_bytes: int | None = None
+    preload: bool = False
+    pin: bool = False
+    ttl_s: float = 300.0
+    priority: int = 5
+    max_concurrent: int = 64
+    max_queue: int = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """The files a version is made of, once they are here: an absolute path, their hash and size.
+
+    `path` is the file or folder to load. A folder's hash covers every file's relative name and content.
+    """
+
+    path: str
+    sha256: str
+    size_bytes: int
+    modified_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelVersion:
+    """An immutable version. `artifact` and `digest` are empty until it has been pulled, then never change."""
+
+    name: str
+    version: int
+    spec: ModelSpec
+    created_at: float
+    artifact: Artifact | None = None
+    digest: str = ""
+
+    @property
+    def reference(self) -> str:
+        """`name@version`."""
+        return f"{self.name}@{self.version}"
+
+
+class State(StrEnum):
+    REGISTERED = "registered"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    UNLOADING = "unloading"
+    FAILED = "failed"
+
+
+class FailReason(StrEnum):
+    LOAD_FAILED = "load_failed"
+    OUT_OF_MEMORY = "out_of_memory"
+    RUNTIME_UNHEALTHY = "runtime_unhealthy"
+    INVALID_SPEC = "invalid_spec"
+
+
+MOVES: dict[State, frozenset[State]] = {
+    State.REGISTERED: frozenset({State.LOADING, State.FAILED}),
+    State.LOADING: frozenset({State.READY, State.FAILED, State.REGISTERED}),
+    State.READY: frozenset({State.DRAINING, State.FAILED, State.REGISTERED, State.LOADING}),
+    State.DRAINING: frozenset({State.UNLOADING, State.REGISTERED, State.FAILED}),
+    State.UNLOADING: frozenset({State.REGISTERED, State.FAILED}),
+    State.FAILED: frozenset({State.LOADING, State.REGISTERED}),
+}
+"""Every move a version's state may make."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatus:
+    """How a version is doing. `info` is what its engine last said of itself (inputs, outputs, kinds)."""
+
+    state: State
+    changed_at: float
+    reason: str = ""
+    message: str = ""
+    worker_id: str = ""
+    load_s: float = 0.0
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_reference(reference: str) -> tuple[str, int | None]:
+    """`name` or `name@version` as (name, version); InvalidRequest when it is neither."""
+    name, at, version = reference.partition("@")
+    if NAME.fullmatch(name) is None or (at and not (version.isascii() and version.isdigit() and len(version) < 10)):
+        raise InvalidRequest(
+            f"not a model reference: {reference[:150]!r}; write name or name@version, such as smollm2@1"
+        )
+    return name, int(version) if at else None
+
+
+def digest_of(spec: ModelSpec, artifact: Artifact) -> str:
+    """`sha256:…` over what decides a version's answers: runtime, options and the artifact's content."""
+    identity: Mapping[str, Any] = {"runtime": spec.runtime, "options": spec.options, "artifact": artifact.sha256}
+    encoded = msgspec.json.encode(identity, order="deterministic")
+    return f"sha256:{hashlib.sha256(encoded).hexdigest()}"

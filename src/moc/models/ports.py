@@ -1,0 +1,126 @@
+"""What models need from others: processes that hold them, and files to load."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from moc.kernel.records import Fence
+from moc.models.model import Artifact, ModelSpec
+from moc.resilience.deadline import Deadline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What a worker is started with. `model` is `name@version`, `path` the artifact on this host."""
+
+    model: str
+    digest: str
+    runtime: str
+    path: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """A process that holds one model; the record that lets the next coordinator adopt it.
+
+    `process_started_at` (with `pid`) names the process beyond doubt, as psutil's create_time gives it;
+    `folder` is its private folder (0700) with `socket` in it; `term` is that of the host seat it was last
+    claimed with; `adopted` is true when a later coordinator than the one that started it holds it;
+    `info` is what its engine said when it was ready.
+    """
+
+    id: str
+    host: str
+    pid: int
+    process_started_at: float
+    folder: str
+    socket: str
+    model: str
+    digest: str
+    runtime: str
+    state: str
+    term: int
+    started_at: float
+    adopted: bool = False
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+class Workers(Protocol):
+    """Worker processes on this host. The implementation alone writes `workers/` records and events."""
+
+    async def start_worker(self, launch: Launch, deadline: Deadline) -> Worker:
+        """Spawn a worker and wait until its model is loaded.
+
+        LoadFailed (details.reason, and details.log: its last lines) when it cannot; DeadlineExceeded when
+        not in time. However this ends without a Worker, the process is dead and its record gone.
+        """
+        ...
+
+    async def stop_worker(self, worker_id: str, *, reason: str) -> None:
+        """End a worker and all its children; returns when they are dead. No error when it is gone already.
+
+        Asked politely first, SIGTERM after `stop_grace_s`, then SIGKILL.
+        """
+        ...
+
+    async def adopt(self) -> list[Worker]:
+        """Claim the workers an earlier coordinator left on this host; clean up after the dead ones.
+
+        Returns those that are alive, hold a loaded model and accepted this term.
+        """
+        ...
+
+    def workers(self) -> list[Worker]:
+        """A snapshot of the workers held now."""
+        ...
+
+    def on_lost(self, callback: Callable[[Worker, str], None]) -> None:
+        """Have `callback(worker, why)` called, on the event loop, when a worker dies unasked."""
+        ...
+
+    def memory_bytes(self, worker_id: str) -> int:
+        """Resident memory of the worker's process tree, as last measured; 0 when unknown."""
+        ...
+
+
+class HostSeat(Protocol):
+    """The right to change what runs on this host."""
+
+    @property
+    def term(self) -> int: ...
+
+    def fence(self) -> Fence:
+        """The operation that makes a commit fail once this term is over; NotLeader if it is known to be."""
+        ...
+
+
+Progress = Callable[[int, int | None], None]
+"""Called with bytes so far and in all (None = unknown)."""
+
+
+class Sources(Protocol):
+    """Where artifacts come from."""
+
+    def check(self, source: str, *, trusted: bool) -> None:
+        """InvalidRequest when `source` cannot be fetched, or may not be by a caller who is not trusted.
+
+        The operator's own configuration is trusted; what came over an API is not.
+        """
+        ...
+
+    async def fetch(self, spec: ModelSpec, progress: Progress) -> Artifact:
+        """Bring the artifact here (resuming, hashing), or find it here already.
+
+        LoadFailed(reason="load_failed") saying what could not be fetched and why, InvalidRequest for a
+        source or hash that cannot be right. Cancelling keeps what was downloaded, for the next try.
+        """
+        ...
+
+    async def verify(self, artifact: Artifact) -> None:
+        """LoadFailed when the files are gone or are no longer what was hashed."""
+        ...
+
+    async def discard(self, artifact: Artifact) -> None:
+        """Delete the files if they are the coordinator's own copy; leave a user's `file:` alone."""
+        ...

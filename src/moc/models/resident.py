@@ -1,0 +1,55 @@
+"""A loaded version as requests see it, with the count of those that use it."""
+
+import asyncio
+import time
+
+
+class Resident:
+    """One loaded model version. `enter` and `leave` bracket every request: it is not unloaded under one."""
+
+    __slots__ = (
+        "_idle",
+        "adopted",
+        "digest",
+        "last_used_at",
+        "max_concurrent",
+        "max_queue",
+        "reference",
+        "users",
+        "worker_id",
+    )
+
+    def __init__(
+        self, *, reference: str, digest: str, worker_id: str, max_concurrent: int, max_queue: int, adopted: bool
+    ) -> None:
+        self.reference = reference
+        self.digest = digest
+        self.worker_id = worker_id
+        self.max_concurrent = max_concurrent
+        self.max_queue = max_queue
+        self.adopted = adopted
+        self.users = 0
+        self.last_used_at = time.monotonic()
+        self._idle: asyncio.Future[None] | None = None
+
+    def enter(self) -> None:
+        """One more request uses it."""
+        self.users += 1
+
+    def leave(self) -> None:
+        """One request is over."""
+        self.users -= 1
+        self.last_used_at = time.monotonic()
+        if self.users == 0 and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    def idle_s(self) -> float:
+        """Seconds since the last request ended; 0 while one runs."""
+        return 0.0 if self.users else time.monotonic() - self.last_used_at
+
+    async def idle(self, timeout_s: float) -> bool:
+        """Wait until no request uses it, no longer than `timeout_s`; whether that came true."""
+        if self.users:
+            self._idle = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._idle], timeout=timeout_s)
+        return self.users == 0

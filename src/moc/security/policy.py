@@ -1,0 +1,22 @@
+"""What each role may do; what is not named here nobody may."""
+
+from enum import StrEnum
+
+from moc.security.identity import Role
+
+
+class Operation(StrEnum):
+    INFER = "infer"
+    READ_MODELS = "models.read"
+    CHANGE_MODELS = "models.change"
+    READ_SYSTEM = "system.read"
+
+
+_READER = frozenset({Operation.READ_MODELS, Operation.READ_SYSTEM})
+
+ALLOWED: dict[Role, frozenset[Operation]] = {
+    Role.VIEWER: _READER,
+    Role.INFERENCE: frozenset({Operation.INFER, Operation.READ_MODELS}),
+    Role.OPERATOR: _READER | {Operation.INFER, Operation.CHANGE_MODELS},
+    Role.ADMIN: frozenset(Operation),
+}

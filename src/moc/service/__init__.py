@@ -1,0 +1,1 @@
+"""What a caller may ask, transport or not: authorised, then handed to the features."""

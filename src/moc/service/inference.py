@@ -1,0 +1,162 @@
+"""What a caller may ask of a model."""
+
+import time
+
+import msgspec
+
+from moc.inference.gateway import Answer, AnswerStream, Gateway
+from moc.inference.request import Info, Kind, Reply, Request, Tensor, TensorSpec
+from moc.models.catalogue import Catalogue, Entry
+from moc.models.manager import ModelManager
+from moc.resilience.deadline import Deadline
+from moc.security.identity import Identity
+from moc.security.policy import Operation
+from moc.service.guard import require
+
+__all__ = [
+    "Answer",
+    "AnswerStream",
+    "Description",
+    "Duration",
+    "InferenceService",
+    "Info",
+    "Kind",
+    "Reply",
+    "Request",
+    "Statistics",
+    "Tally",
+    "Tensor",
+    "TensorSpec",
+]
+
+
+class Description(msgspec.Struct, frozen=True):
+    """A model version as its callers need to know it."""
+
+    name: str
+    version: int
+    versions: tuple[int, ...]
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    kinds: tuple[Kind, ...]
+    created_at: float
+    max_concurrent: int
+
+
+class Duration(msgspec.Struct):
+    """How often, and how many nanoseconds in all."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, seconds: float) -> None:
+        """One more."""
+        self.count += 1
+        self.ns += int(seconds * 1e9)
+
+
+class Statistics(msgspec.Struct):
+    """What a version has served since this coordinator started; as the statistics extension of OIP defines it.
+
+    The engine's work is counted whole as `compute_infer`; `compute_input` and `compute_output` stay zero.
+    """
+
+    name: str
+    version: int
+    last_inference_ms: int = 0
+    inference_count: int = 0
+    execution_count: int = 0
+    success: Duration = msgspec.field(default_factory=Duration)
+    fail: Duration = msgspec.field(default_factory=Duration)
+    queue: Duration = msgspec.field(default_factory=Duration)
+    compute_input: Duration = msgspec.field(default_factory=Duration)
+    compute_infer: Duration = msgspec.field(default_factory=Duration)
+    compute_output: Duration = msgspec.field(default_factory=Duration)
+
+
+class Tally:
+    """Statistics of each version; one of the gateway's meters."""
+
+    def __init__(self) -> None:
+        self._statistics: dict[str, Statistics] = {}
+
+    def finished(self, reference: str, kind: str, code: str, *, queue_s: float, engine_s: float) -> None:
+        """Count one request; see `inference.gateway.Meter`."""
+        found = self.of(reference)
+        if code != "ok":
+            found.fail.add(queue_s + engine_s)
+            return
+        found.last_inference_ms = int(time.time() * 1000)
+        found.inference_count += 1
+        found.execution_count += 1
+        found.success.add(queue_s + engine_s)
+        found.queue.add(queue_s)
+        found.compute_infer.add(engine_s)
+
+    def of(self, reference: str) -> Statistics:
+        """The statistics of `name@version`, zero when it served nothing yet."""
+        found = self._statistics.get(reference)
+        if found is None:
+            name, _, version = reference.partition("@")
+            found = self._statistics[reference] = Statistics(name, int(version))
+        return found
+
+
+class InferenceService:
+    """Inference on models by reference (`name` or `name@version`)."""
+
+    def __init__(self, *, gateway: Gateway, catalogue: Catalogue, manager: ModelManager, tally: Tally) -> None:
+        self._gateway = gateway
+        self._catalogue = catalogue
+        self._manager = manager
+        self._tally = tally
+
+    async def infer(self, identity: Identity, reference: str, request: Request, deadline: Deadline) -> Answer:
+        """One answer; see `inference.gateway.Gateway.infer`."""
+        require(identity, Operation.INFER)
+        return await self._gateway.infer(reference, request, deadline)
+
+    async def stream(self, identity: Identity, reference: str, request: Request, deadline: Deadline) -> AnswerStream:
+        """An answer in chunks, when the first is there; close it."""
+        require(identity, Operation.INFER)
+        return await self._gateway.stream(reference, request, deadline)
+
+    def is_ready(self, reference: str) -> bool:
+        """Whether it is loaded now; NotFound for a model or version there is not."""
+        if self._manager.find(reference) is not None:
+            return True
+        self._catalogue.entry(reference)
+        return False
+
+    async def describe(self, identity: Identity, reference: str, deadline: Deadline) -> Description:
+        """What it takes and gives; a version that was never loaded is loaded to find out."""
+        require(identity, Operation.READ_MODELS)
+        entry = self._catalogue.entry(reference)
+        if not entry.status.info:
+            require(identity, Operation.INFER)
+            await self._manager.ensure_ready(reference, deadline)
+        return self._description(entry)
+
+    def statistics(self, identity: Identity, reference: str | None) -> list[Statistics]:
+        """Of one version, or of every version there is."""
+        require(identity, Operation.READ_MODELS)
+        if reference is not None:
+            return [self._tally.of(self._catalogue.entry(reference).version.reference)]
+        entries = [entry for name in self._catalogue.names() for entry in self._catalogue.versions(name)]
+        return [self._tally.of(entry.version.reference) for entry in entries]
+
+    def _description(self, entry: Entry) -> Description:
+        version = entry.version
+        info = msgspec.convert(entry.status.info, Info)
+        return Description(
+            name=version.name,
+            version=version.version,
+            versions=tuple(other.version.version for other in self._catalogue.versions(version.name)),
+            platform=version.spec.runtime,
+            inputs=info.inputs,
+            outputs=info.outputs,
+            kinds=info.kinds,
+            created_at=version.created_at,
+            max_concurrent=min(version.spec.max_concurrent, info.concurrency),
+        )

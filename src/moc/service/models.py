@@ -1,0 +1,126 @@
+"""What a caller may ask about models."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from moc.kernel.errors import InvalidRequest
+from moc.kernel.units import Bytes, parse_duration_s
+from moc.models.catalogue import Catalogue, Entry
+from moc.models.manager import ModelManager
+from moc.models.model import RUNTIMES, ModelSpec
+from moc.models.ports import Sources
+from moc.resilience.deadline import Deadline
+from moc.security.identity import Identity
+from moc.security.policy import Operation
+from moc.service.guard import require
+from moc.service.views import ModelView, Page, model_view
+from moc.service.workforce import Workforce
+
+_FIELDS = ModelSpec.__dataclass_fields__.keys()
+
+
+def spec_from(fields: Mapping[str, Any], *, where: str) -> ModelSpec:
+    """A ModelSpec from what a person wrote: `memory: 2GiB` and `ttl_s: 10m` are understood.
+
+    InvalidRequest names the field, what is wrong with it and where (`where`: a place in a file or a request).
+    """
+    given = dict(fields)
+    if "memory" in given:
+        memory = given.pop("memory")
+        given["memory_bytes"] = None if memory is None else int(Bytes.parse(memory))
+    for key in given:
+        if key not in _FIELDS:
+            near = difflib.get_close_matches(key, [*_FIELDS, "memory"], 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(_FIELDS)}"
+            raise InvalidRequest(f"{where}: unknown key {key!r}{hint}")
+    if isinstance(given.get("ttl_s"), str):
+        given["ttl_s"] = parse_duration_s(given["ttl_s"])
+    try:
+        spec = msgspec.convert(given, ModelSpec)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"{where}: {error}") from None
+    _check_ranges(spec, where)
+    return spec
+
+
+def _check_ranges(spec: ModelSpec, where: str) -> None:
+    if spec.runtime not in RUNTIMES:
+        raise InvalidRequest(f"{where}: unknown runtime {spec.runtime!r}; known are {', '.join(RUNTIMES)}")
+    limits = (
+        ("ttl_s", spec.ttl_s, 0, 10**9),
+        ("priority", spec.priority, 1, 10),
+        ("max_concurrent", spec.max_concurrent, 1, 100_000),
+        ("max_queue", spec.max_queue, 0, 1_000_000),
+        ("memory", spec.memory_bytes or 0, 0, 2**60),
+    )
+    for name, value, low, high in limits:
+        if not low <= value <= high:
+            raise InvalidRequest(f"{where}: {name} is {value}; it must be from {low} to {high}")
+
+
+class ModelsService:
+    """Models by reference (`name` or `name@version`); every method authorises first."""
+
+    def __init__(self, *, catalogue: Catalogue, manager: ModelManager, sources: Sources, workforce: Workforce) -> None:
+        self._catalogue = catalogue
+        self._manager = manager
+        self._sources = sources
+        self._workforce = workforce
+
+    async def list(self, identity: Identity, *, after: str | None, limit: int) -> Page[ModelView]:
+        """The newest version of each model, by name; `after` is the last name of the page before."""
+        require(identity, Operation.READ_MODELS)
+        names = [name for name in self._catalogue.names() if after is None or name > after]
+        views = [self._view(self._catalogue.entry(name)) for name in names[:limit]]
+        return Page(views, names[limit - 1] if len(names) > limit else None)
+
+    async def versions(self, identity: Identity, name: str) -> Sequence[ModelView]:
+        """Every version of a model, oldest first; NotFound when there is none."""
+        require(identity, Operation.READ_MODELS)
+        self._catalogue.entry(name)
+        return [self._view(entry) for entry in self._catalogue.versions(name)]
+
+    async def index(self, identity: Identity, *, ready_only: bool) -> Sequence[ModelView]:
+        """Every version of every model."""
+        require(identity, Operation.READ_MODELS)
+        entries = [entry for name in self._catalogue.names() for entry in self._catalogue.versions(name)]
+        views = [self._view(entry) for entry in entries]
+        return [view for view in views if view.state == "ready" or not ready_only]
+
+    async def show(self, identity: Identity, reference: str) -> ModelView:
+        """One version."""
+        require(identity, Operation.READ_MODELS)
+        return self._view(self._catalogue.entry(reference))
+
+    async def add(self, identity: Identity, name: str, spec: ModelSpec) -> ModelView:
+        """Register a new version; the same spec as the newest one's returns that one."""
+        require(identity, Operation.CHANGE_MODELS)
+        self._sources.check(spec.source, trusted=False)
+        return self._view(await self._manager.add(name, spec, actor=identity.key_id))
+
+    async def pull(self, identity: Identity, reference: str, deadline: Deadline) -> ModelView:
+        """Bring its files here."""
+        require(identity, Operation.CHANGE_MODELS)
+        return self._view(await self._manager.pull(reference, deadline))
+
+    async def load(self, identity: Identity, reference: str, deadline: Deadline) -> ModelView:
+        """Load it; returns when it is ready."""
+        require(identity, Operation.CHANGE_MODELS)
+        return self._view(await self._manager.load(reference, deadline, actor=identity.key_id))
+
+    async def unload(self, identity: Identity, reference: str, deadline: Deadline) -> ModelView:
+        """Drain it and free its memory."""
+        require(identity, Operation.CHANGE_MODELS)
+        return self._view(await self._manager.unload(reference, deadline, actor=identity.key_id))
+
+    async def remove(self, identity: Identity, reference: str) -> None:
+        """Unload and forget it; a bare name means all its versions."""
+        require(identity, Operation.CHANGE_MODELS)
+        await self._manager.remove(reference, actor=identity.key_id)
+
+    def _view(self, entry: Entry) -> ModelView:
+        worker_id = entry.status.worker_id
+        return model_view(entry, self._workforce.holding(worker_id) if worker_id else None)

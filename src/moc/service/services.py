@@ -1,0 +1,18 @@
+"""The services, together."""
+
+from dataclasses import dataclass
+
+from moc.security.identity import Authenticator
+from moc.service.inference import InferenceService
+from moc.service.models import ModelsService
+from moc.service.system import SystemService
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """All that a transport may call."""
+
+    authenticator: Authenticator
+    inference: InferenceService
+    models: ModelsService
+    system: SystemService

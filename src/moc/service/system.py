@@ -1,0 +1,145 @@
+"""What a caller may ask about this replica."""
+
+import os
+import time
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import psutil
+
+from moc.kernel.records import Store
+from moc.security.identity import Identity
+from moc.security.policy import Operation
+from moc.service.guard import require
+from moc.service.views import (
+    EventView,
+    MemoryView,
+    Page,
+    Readiness,
+    SeatView,
+    SystemView,
+    WorkerView,
+    event_view,
+    rfc3339,
+)
+from moc.service.workforce import Workforce
+from moc.telemetry.metrics import CONTENT_TYPE, Metrics
+
+METRICS_CONTENT_TYPE = CONTENT_TYPE
+
+
+class HeldSeat(Protocol):
+    """A seat as this replica sees it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def term(self) -> int: ...
+
+    @property
+    def held(self) -> bool: ...
+
+
+class Replica:
+    """This process: where it runs, and how far it has come."""
+
+    def __init__(self, *, name: str, host: str, version: str, data_dir: str, store: str) -> None:
+        self.name = name
+        self.host = host
+        self.version = version
+        self.data_dir = data_dir
+        self.store = store
+        self.started_at = time.time()
+        self.state = "starting"
+        self.urls: dict[str, str] = {}
+
+
+class SystemService:
+    """Workers, events, health and metrics of this replica."""
+
+    def __init__(
+        self, *, replica: Replica, store: Store, seats: list[HeldSeat], workforce: Workforce, metrics: Metrics
+    ) -> None:
+        self._replica = replica
+        self._store = store
+        self._seats = seats
+        self._workforce = workforce
+        self._metrics = metrics
+
+    async def workers(self, identity: Identity, *, after: str | None, limit: int) -> Page[WorkerView]:
+        """The worker processes, oldest first."""
+        require(identity, Operation.READ_SYSTEM)
+        views = [view for view in self._workforce.views() if after is None or view.id > after]
+        return Page(views[:limit], views[limit - 1].id if len(views) > limit else None)
+
+    async def worker(self, identity: Identity, worker_id: str) -> WorkerView:
+        """One worker process."""
+        require(identity, Operation.READ_SYSTEM)
+        return self._workforce.view(worker_id)
+
+    async def status(self, identity: Identity) -> SystemView:
+        """This replica, its seats, its workers, its memory."""
+        require(identity, Operation.READ_SYSTEM)
+        replica = self._replica
+        memory = psutil.virtual_memory()
+        return SystemView(
+            version=replica.version,
+            replica=replica.name,
+            host=replica.host,
+            pid=os.getpid(),
+            state=replica.state,
+            started_at=rfc3339(replica.started_at),
+            uptime_s=round(time.time() - replica.started_at, 3),
+            data_dir=replica.data_dir,
+            store=replica.store,
+            urls=dict(replica.urls),
+            seats=[SeatView(name=seat.name, holder=seat.holder, term=seat.term) for seat in await self._store.seats()],
+            workers=self._workforce.views(),
+            memory=MemoryView(
+                total_bytes=memory.total,
+                available_bytes=memory.available,
+                coordinator_bytes=psutil.Process().memory_info().rss,
+            ),
+        )
+
+    async def events(self, identity: Identity, *, after: int, limit: int) -> list[EventView]:
+        """Events with an id greater than `after`, oldest first."""
+        require(identity, Operation.READ_SYSTEM)
+        return [event_view(event) for event in await self._store.events(after=after, limit=limit)]
+
+    async def follow(self, identity: Identity, *, after: int) -> AsyncIterator[EventView]:
+        """Events with an id greater than `after`, then each as it happens; endless."""
+        require(identity, Operation.READ_SYSTEM)
+        async for event in self._store.follow(after=after):
+            yield event_view(event)
+
+    async def last_event_id(self, identity: Identity) -> int:
+        """The id of the newest event."""
+        require(identity, Operation.READ_SYSTEM)
+        return await self._store.last_event_id()
+
+    def is_live(self) -> bool:
+        """True while the event loop turns; whoever gets this answer has it."""
+        return True
+
+    def readiness(self) -> Readiness:
+        """Whether requests should be sent here."""
+        parts = {"replica": self._replica.state == "ready"}
+        parts.update({f"seat {seat.name}": seat.held for seat in self._seats})
+        return Readiness(all(parts.values()), parts)
+
+    @property
+    def version(self) -> str:
+        """The program's version."""
+        return self._replica.version
+
+    def metrics(self, identity: Identity) -> bytes:
+        """Every series in Prometheus' text format (METRICS_CONTENT_TYPE)."""
+        require(identity, Operation.READ_SYSTEM)
+        return self._metrics.text(self._take_stock)
+
+    def _take_stock(self) -> None:
+        self._metrics.observe_workers(self._workforce.memory_by_model())
+        for seat in self._seats:
+            self._metrics.observe_seat(seat.name, held=seat.held, term=seat.term)

@@ -1,0 +1,203 @@
+"""What callers see of the nouns: plain data, times as RFC 3339 UTC, sizes in bytes, durations in seconds."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+
+from moc.kernel.events import Event
+from moc.models.catalogue import Entry
+from moc.models.ports import Worker
+
+V = TypeVar("V")
+
+
+def rfc3339(moment: float) -> str:
+    """Seconds since the epoch as `2026-01-31T12:00:00.123456Z`."""
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[V]):
+    """Some of a list; `next` is what to give as `after` for those that follow, None at the end."""
+
+    items: list[V]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerView:
+    """A worker process. `memory_bytes` is its whole process tree's, measured; `in_flight` its requests now."""
+
+    id: str
+    host: str
+    pid: int
+    model: str
+    digest: str
+    runtime: str
+    state: str
+    adopted: bool
+    term: int
+    started_at: str
+    memory_bytes: int
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactView:
+    """The files of a version."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelView:
+    """A model version: what it is, how it is doing, and the worker that holds it."""
+
+    name: str
+    version: int
+    reference: str
+    state: str
+    reason: str
+    message: str
+    digest: str
+    runtime: str
+    source: str
+    options: dict[str, Any]
+    devices: str | list[str]
+    memory_bytes: int | None
+    preload: bool
+    pin: bool
+    ttl_s: float
+    priority: int
+    max_concurrent: int
+    max_queue: int
+    created_at: str
+    changed_at: str
+    artifact: ArtifactView | None
+    load_s: float
+    info: dict[str, Any]
+    adopted: bool
+    worker: WorkerView | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventView:
+    """Something that happened; see `kernel.events.Event`."""
+
+    id: int
+    at: str
+    kind: str
+    subject: str
+    reason: str
+    actor: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeatView:
+    """Who leads what."""
+
+    name: str
+    holder: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryView:
+    """The host's memory, and the coordinator's own resident part of it."""
+
+    total_bytes: int
+    available_bytes: int
+    coordinator_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemView:
+    """This replica."""
+
+    version: str
+    replica: str
+    host: str
+    pid: int
+    state: str
+    started_at: str
+    uptime_s: float
+    data_dir: str
+    store: str
+    urls: dict[str, str]
+    seats: list[SeatView]
+    workers: list[WorkerView]
+    memory: MemoryView
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether requests should be sent here, and which part says no."""
+
+    ready: bool
+    parts: dict[str, bool] = field(default_factory=dict)
+
+
+def worker_view(worker: Worker, *, memory_bytes: int, in_flight: int) -> WorkerView:
+    """A worker with what was measured of it."""
+    return WorkerView(
+        id=worker.id,
+        host=worker.host,
+        pid=worker.pid,
+        model=worker.model,
+        digest=worker.digest,
+        runtime=worker.runtime,
+        state=worker.state,
+        adopted=worker.adopted,
+        term=worker.term,
+        started_at=rfc3339(worker.started_at),
+        memory_bytes=memory_bytes,
+        in_flight=in_flight,
+    )
+
+
+def model_view(entry: Entry, worker: WorkerView | None) -> ModelView:
+    """A version with the worker that holds it."""
+    version, status, spec = entry.version, entry.status, entry.version.spec
+    artifact = version.artifact
+    return ModelView(
+        name=version.name,
+        version=version.version,
+        reference=version.reference,
+        state=status.state,
+        reason=status.reason,
+        message=status.message,
+        digest=version.digest,
+        runtime=spec.runtime,
+        source=spec.source,
+        options=spec.options,
+        devices=spec.devices,
+        memory_bytes=spec.memory_bytes,
+        preload=spec.preload,
+        pin=spec.pin,
+        ttl_s=spec.ttl_s,
+        priority=spec.priority,
+        max_concurrent=spec.max_concurrent,
+        max_queue=spec.max_queue,
+        created_at=rfc3339(version.created_at),
+        changed_at=rfc3339(status.changed_at),
+        artifact=None if artifact is None else ArtifactView(sha256=artifact.sha256, size_bytes=artifact.size_bytes),
+        load_s=status.load_s,
+        info=status.info,
+        adopted=worker is not None and worker.adopted,
+        worker=worker,
+    )
+
+
+def event_view(event: Event) -> EventView:
+    """An event as callers see it."""
+    return EventView(
+        id=event.id,
+        at=rfc3339(event.at),
+        kind=event.kind,
+        subject=event.subject,
+        reason=event.reason,
+        actor=event.actor,
+        data=event.data,
+    )

@@ -1,0 +1,1 @@
+"""What the coordinator says of itself: metrics and logs."""

@@ -1,0 +1,89 @@
+"""Prometheus metrics: base units, prefix `modelops_`, labels of bounded number (never a key or a request)."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class _Children:
+    """The label children of one (model, kind, code), bound once: looking labels up costs more than counting."""
+
+    __slots__ = ("engine", "queue", "requests")
+
+    def __init__(self, requests: Counter, queue: Histogram, engine: Histogram) -> None:
+        self.requests = requests
+        self.queue = queue
+        self.engine = engine
+
+
+class Metrics:
+    """The registry and every series in it."""
+
+    def __init__(self, *, version: str) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "modelops_requests_total", "Requests that ended.", ["model", "kind", "code"], registry=self.registry
+        )
+        self._queue = Histogram(
+            "modelops_request_queue_seconds",
+            "Time a request waited for a place at its model.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._engine = Histogram(
+            "modelops_request_engine_seconds",
+            "Time from handing a request to its worker to the end of the answer.",
+            ["model", "kind"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._workers = Gauge("modelops_workers", "Worker processes held.", registry=self.registry)
+        self._memory = Gauge(
+            "modelops_worker_memory_bytes", "Memory of a model's worker processes.", ["model"], registry=self.registry
+        )
+        self._held = Gauge(
+            "modelops_seat_held", "1 while this replica holds the seat.", ["seat"], registry=self.registry
+        )
+        self._term = Gauge("modelops_seat_term", "The seat's term as last held here.", ["seat"], registry=self.registry)
+        Gauge("modelops_build_info", "Always 1.", ["version"], registry=self.registry).labels(version).set(1)
+        self._children: dict[tuple[str, str, str], _Children] = {}
+
+    def finished(self, reference: str, kind: str, code: str, *, queue_s: float, engine_s: float) -> None:
+        """Count one request; see `inference.gateway.Meter`."""
+        children = self._children.get((reference, kind, code))
+        if children is None:
+            children = self._bind(reference, kind, code)
+        children.requests.inc()
+        children.queue.observe(queue_s)
+        children.engine.observe(engine_s)
+
+    def observe_workers(self, memory_by_model: dict[str, int]) -> None:
+        """Take stock: resident bytes of each loaded model."""
+        self._workers.set(len(memory_by_model))
+        self._memory.clear()
+        for reference, size in memory_by_model.items():
+            self._memory.labels(reference).set(size)
+
+    def observe_seat(self, seat: str, *, held: bool, term: int) -> None:
+        """Take stock of a seat."""
+        self._held.labels(seat).set(int(held))
+        self._term.labels(seat).set(term)
+
+    def text(self, refresh: Callable[[], None]) -> bytes:
+        """The exposition in Prometheus' text format, after `refresh` took stock."""
+        refresh()
+        return generate_latest(self.registry)
+
+    def _bind(self, reference: str, kind: str, code: str) -> _Children:
+        children = self._children[(reference, kind, code)] = _Children(
+            self._requests.labels(reference, kind, code),
+            self._queue.labels(reference),
+            self._engine.labels(reference, kind),
+        )
+        return children

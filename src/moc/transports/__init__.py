@@ -1,0 +1,1 @@
+"""How callers reach the services. A transport translates, nothing else."""

@@ -1,0 +1,102 @@
+"""The ASGI application: the inference protocols, the management API, and the gate before both."""
+
+import asyncio
+from typing import Final, cast
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.routing import Router
+from starlette.types import ASGIApp
+
+from moc.kernel.errors import InvalidRequest, MocError
+from moc.service.services import Services
+from moc.transports.rest import management, operations
+from moc.transports.rest.document import document
+from moc.transports.rest.exchange import Exchange
+from moc.transports.rest.failure import failure_of
+from moc.transports.rest.gate import Gate
+from moc.transports.rest.limits import Limits
+from moc.transports.rest.oip import CoreProtocol
+from moc.transports.rest.oip_extensions import Extensions
+from moc.transports.rest.oip_generate import Generation
+from moc.transports.rest.openai import OpenAI
+from moc.transports.rest.operation import EXCHANGE, Operation
+
+_OPENAPI: Final = "/openapi.json"
+_DOCS_POLICY: Final = (
+    "default-src 'none'; connect-src 'self'; frame-ancestors 'none'; img-src data: https://fastapi.tiangolo.com; "
+    "script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net"
+)
+
+
+def build(services: Services, *, limits: Limits, hosts: frozenset[str] | None, closing: asyncio.Event) -> ASGIApp:
+    """Everything the REST port answers.
+
+    `hosts`, when given, are the only names it may be called by; event streams end when `closing` is set.
+    """
+    protocols = protocol_operations(services)
+    public = frozenset(operation.path for operation in protocols if operation.public) | frozenset(operations.PUBLIC)
+    return Gate(
+        services.authenticator,
+        limits=limits,
+        protocols=Router([operation.route() for operation in protocols], redirect_slashes=False),
+        management=_management(services, closing, protocols, public),
+        public=public,
+        hosts=hosts,
+    )
+
+
+def protocol_operations(services: Services) -> list[Operation]:
+    """Every operation of the inference protocols, in the order in which they are looked for."""
+    parts = (CoreProtocol(services), OpenAI(services), Extensions(services), Generation(services))
+    found = [operation for part in parts for operation in part.operations()]
+    # A path that is only a model's name also matches what is written out, such as /v2/models/stats.
+    return sorted(found, key=lambda operation: operation.path.endswith("{model}"))
+
+
+def _management(
+    services: Services, closing: asyncio.Event, protocols: list[Operation], public: frozenset[str]
+) -> FastAPI:
+    app = FastAPI(
+        openapi_url=None,
+        generate_unique_id_function=lambda route: route.name,
+        redirect_slashes=False,
+        exception_handlers={
+            MocError: _refused,
+            HTTPException: _refused,
+            RequestValidationError: _invalid,
+            Exception: _refused,
+        },
+    )
+    app.include_router(management.router(services, closing=closing))
+    app.include_router(operations.router(services))
+
+    @app.get(_OPENAPI, tags=["operations"], summary="Show this document")
+    async def openapi() -> Response:
+        return Response(msgspec.json.encode(document(app, protocols, public)), media_type="application/json")
+
+    @app.get("/docs", tags=["operations"], response_class=Response, summary="Show this document for people")
+    async def docs() -> Response:
+        page = get_swagger_ui_html(openapi_url=_OPENAPI, title="ModelOps Coordinator")
+        page.headers["content-security-policy"] = _DOCS_POLICY
+        return page
+
+    return app
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    exchange: Exchange = request.scope[EXCHANGE]
+    failure = failure_of(error, exchange)
+    answer = Response(failure.body, failure.status, media_type="application/json")
+    answer.raw_headers.extend(failure.headers)
+    return answer
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    first = cast(RequestValidationError, error).errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return await _refused(request, InvalidRequest(f"{place}: {first['msg']}"))

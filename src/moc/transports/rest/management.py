@@ -1,0 +1,257 @@
+"""The management API under /api/v1: models, workers, events, the system."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+import msgspec
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi.responses import Response, StreamingResponse
+
+from moc.kernel.errors import InvalidRequest
+from moc.resilience.deadline import Deadline
+from moc.security.identity import Identity
+from moc.service.models import spec_from
+from moc.service.services import Services
+from moc.service.views import EventView, ModelView, SystemView, WorkerView
+from moc.transports.rest.body import decoded
+from moc.transports.rest.exchange import Exchange
+from moc.transports.rest.operation import DEADLINE_HEADER, EXCHANGE
+
+
+@dataclass(frozen=True, slots=True)
+class ModelList:
+    """The newest version of each model; `next` is the `after` of the following page."""
+
+    models: list[ModelView]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionList:
+    """Every version of a model, oldest first."""
+
+    versions: list[ModelView]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerList:
+    """Worker processes, oldest first; `next` is the `after` of the following page."""
+
+    workers: list[WorkerView]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventList:
+    """Events, oldest first; `next` is the `after` of the following page, null when there is none yet."""
+
+    events: list[EventView]
+    next: int | None
+
+
+def _exchange_of(request: Request) -> Exchange:
+    exchange: Exchange = request.scope[EXCHANGE]
+    return exchange
+
+
+Call = Annotated[Exchange, Depends(_exchange_of)]
+Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most.")]
+After = Annotated[str | None, Query(max_length=200, description="Start behind this one: `next` of the page before.")]
+Reference = Annotated[str, Path(description="`name` or `name@version`")]
+Version = Annotated[int, Path(ge=1, lt=10**9)]
+Change = Callable[[Identity, str, Deadline], Awaitable[ModelView]]
+
+NEW_MODEL: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["name", "runtime", "source"],
+    "additionalProperties": False,
+    "properties": {
+        "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"},
+        "runtime": {"type": "string", "description": "`llama_cpp`, `onnx` or `python`"},
+        "source": {"type": "string", "description": "Where its files are: `file:`, `pypi:`, `https:` or `hf:`"},
+        "sha256": {"type": ["string", "null"], "description": "What the file's SHA-256 must be"},
+        "options": {"type": "object", "description": "The runtime's own options"},
+        "devices": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+        "memory": {"type": ["string", "integer", "null"], "description": "Declared need, such as `2GiB`"},
+        "memory_bytes": {"type": ["integer", "null"], "minimum": 0},
+        "preload": {"type": "boolean", "description": "Load it whenever the coordinator starts"},
+        "pin": {"type": "boolean", "description": "Never unload it for being idle"},
+        "ttl_s": {"type": ["number", "string"], "description": "Unload after this idle time; 0 = never"},
+        "priority": {"type": "integer", "minimum": 1, "maximum": 10, "description": "1 is the highest"},
+        "max_concurrent": {"type": "integer", "minimum": 1},
+        "max_queue": {"type": "integer", "minimum": 0},
+    },
+}
+_new_model_decoder: Final = msgspec.json.Decoder(dict[str, Any])
+_NEW_MODEL_BODY: Final = {"requestBody": {"required": True, "content": {"application/json": {"schema": NEW_MODEL}}}}
+
+
+def router(services: Services, *, closing: asyncio.Event) -> APIRouter:
+    """The routes; event streams end when `closing` is set."""
+    routes = APIRouter(prefix="/api/v1")
+    _add_models(routes, services)
+    _add_model_changes(routes, services)
+    _add_system(routes, services)
+    _add_events(routes, services, closing)
+    return routes
+
+
+def _add_models(routes: APIRouter, services: Services) -> None:
+    models = services.models
+
+    @routes.get("/models", tags=["models"], response_model=ModelList, summary="List models")
+    async def list_models(call: Call, after: After = None, limit: Limit = 100) -> Response:
+        page = await models.list(call.identity, after=after, limit=limit)
+        return _json(ModelList(page.items, page.next))
+
+    @routes.post(
+        "/models",
+        tags=["models"],
+        status_code=201,
+        response_model=ModelView,
+        summary="Add a model, or a version of it",
+        openapi_extra=_NEW_MODEL_BODY,
+    )
+    async def add_model(call: Call) -> Response:
+        fields = decoded(_new_model_decoder, await call.body())
+        name = fields.pop("name", None)
+        if not isinstance(name, str):
+            raise InvalidRequest("`name` is missing or not text; say what the model is to be called")
+        view = await models.add(call.identity, name, spec_from(fields, where=f"model {name[:128]!r}"))
+        return _json(view, 201)
+
+    @routes.get("/models/{reference}", tags=["models"], response_model=ModelView, summary="Show a model")
+    async def show_model(call: Call, reference: Reference) -> Response:
+        return _json(await models.show(call.identity, reference))
+
+    @routes.get("/models/{name}/versions", tags=["models"], response_model=VersionList, summary="List versions")
+    async def list_versions(call: Call, name: str) -> Response:
+        return _json(VersionList([*await models.versions(call.identity, name)]))
+
+    @routes.get(
+        "/models/{name}/versions/{version}", tags=["models"], response_model=ModelView, summary="Show a version"
+    )
+    async def show_version(call: Call, name: str, version: Version) -> Response:
+        return _json(await models.show(call.identity, f"{name}@{version}"))
+
+
+def _add_model_changes(routes: APIRouter, services: Services) -> None:
+    models = services.models
+    _add_change(routes, "pull", models.pull, "Fetch a model's files")
+    _add_change(routes, "load", models.load, "Load a model; answers when it is ready")
+    _add_change(routes, "unload", models.unload, "Drain a model and free its memory")
+
+    @routes.delete("/models/{reference}", tags=["models"], status_code=204, summary="Remove a model, all its versions")
+    async def remove_model(call: Call, reference: Reference) -> Response:
+        await models.remove(call.identity, reference)
+        return Response(status_code=204)
+
+    @routes.delete(
+        "/models/{name}/versions/{version}", tags=["models"], status_code=204, summary="Remove a version of a model"
+    )
+    async def remove_version(call: Call, name: str, version: Version) -> Response:
+        await models.remove(call.identity, f"{name}@{version}")
+        return Response(status_code=204)
+
+
+def _add_change(routes: APIRouter, verb: str, change: Change, summary: str) -> None:
+    async def change_model(call: Call, reference: Reference) -> Response:
+        return _json(await change(call.identity, reference, call.deadline()))
+
+    async def change_version(call: Call, name: str, version: Version) -> Response:
+        return _json(await change(call.identity, f"{name}@{version}", call.deadline()))
+
+    for path, endpoint, noun in (
+        ("/models/{reference}", change_model, "model"),
+        ("/models/{name}/versions/{version}", change_version, "version"),
+    ):
+        routes.add_api_route(
+            f"{path}/{verb}",
+            endpoint,
+            methods=["POST"],
+            name=f"{verb}_{noun}",
+            tags=["models"],
+            response_model=ModelView,
+            summary=summary,
+            openapi_extra={"parameters": [DEADLINE_HEADER]},
+        )
+
+
+def _add_system(routes: APIRouter, services: Services) -> None:
+    system = services.system
+
+    @routes.get("/workers", tags=["workers"], response_model=WorkerList, summary="List worker processes")
+    async def list_workers(call: Call, after: After = None, limit: Limit = 100) -> Response:
+        page = await system.workers(call.identity, after=after, limit=limit)
+        return _json(WorkerList(page.items, page.next))
+
+    @routes.get("/workers/{worker_id}", tags=["workers"], response_model=WorkerView, summary="Show a worker process")
+    async def show_worker(call: Call, worker_id: str) -> Response:
+        return _json(await system.worker(call.identity, worker_id))
+
+    @routes.get("/system", tags=["system"], response_model=SystemView, summary="Show this replica")
+    async def show_system(call: Call) -> Response:
+        return _json(await system.status(call.identity))
+
+
+def _add_events(routes: APIRouter, services: Services, closing: asyncio.Event) -> None:
+    system = services.system
+
+    @routes.get(
+        "/events",
+        tags=["events"],
+        response_model=EventList,
+        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        summary="Follow events, or list them",
+    )
+    async def events(
+        call: Call,
+        after: Annotated[int | None, Query(ge=0, lt=2**62, description="Only events with a greater id.")] = None,
+        follow: Annotated[bool, Query(description="Server-sent events without end, instead of a list.")] = True,
+        limit: Limit = 100,
+        last_event_id: Annotated[str | None, Header(description="Go on behind this event.")] = None,
+    ) -> Response:
+        if not follow:
+            found = await system.events(call.identity, after=after or 0, limit=limit)
+            return _json(EventList(found, found[-1].id if len(found) == limit else None))
+        newest = await system.last_event_id(call.identity)
+        start = after if last_event_id is None else _event_id(last_event_id)
+        followed = system.follow(call.identity, after=newest if start is None else start)
+        stream = _event_stream(followed, closing, call.limits.event_keep_alive_s)
+        return StreamingResponse(stream, media_type="text/event-stream")
+
+
+def _event_id(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise InvalidRequest(f"Last-Event-ID must be the id of an event, a number, not {text[:40]!r}")
+    return int(text)
+
+
+async def _event_stream(
+    events: AsyncIterator[EventView], closing: asyncio.Event, keep_alive_s: float
+) -> AsyncIterator[bytes]:
+    """Events as they come, a comment when none came for a while; ends with the server."""
+    closed = asyncio.create_task(closing.wait(), name="events-closed")
+    coming = asyncio.ensure_future(anext(events, None))
+    try:
+        yield b": connected\n\n"
+        while not closed.done():
+            done, _ = await asyncio.wait({coming, closed}, timeout=keep_alive_s, return_when=asyncio.FIRST_COMPLETED)
+            if coming in done:
+                event = coming.result()
+                if event is None:
+                    return
+                coming = asyncio.ensure_future(anext(events, None))
+                yield b"id: %d\nevent: %s\ndata: %s\n\n" % (event.id, event.kind.encode(), msgspec.json.encode(event))
+            elif not done:
+                yield b": still here\n\n"
+    finally:
+        closed.cancel()
+        coming.cancel()
+        await asyncio.gather(closed, coming, return_exceptions=True)
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")

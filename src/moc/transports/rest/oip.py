@@ -1,0 +1,141 @@
+"""The Open Inference Protocol: health, metadata and inference."""
+
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from moc.kernel.errors import Unavailable
+from moc.service.inference import TensorSpec
+from moc.service.services import Services
+from moc.transports.rest.exchange import Exchange, inference_headers
+from moc.transports.rest.oip_message import InferRequest, InferResponse, header_length, parse, render
+from moc.transports.rest.operation import MODEL, Operation, model_reference, versioned
+from moc.transports.status import Shape, http_status
+
+EXTENSIONS: Final = (
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "statistics",
+    "model_configuration",
+    "binary_tensor_data",
+    "generate",
+)
+SERVER_NAME: Final = "modelops-coordinator"
+_UNAVAILABLE: Final = http_status(Unavailable(""), Shape.OIP)
+
+
+class ServerMetadata(msgspec.Struct):
+    """Who answers, and which extensions of the protocol it has."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+class ModelMetadata(msgspec.Struct):
+    """A model version's inputs and outputs; -1 is a dimension of any size."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Live(msgspec.Struct):
+    """The server answers."""
+
+    live: bool
+
+
+class Ready(msgspec.Struct, omit_defaults=True):
+    """Whether the server takes requests; `error` says why not."""
+
+    ready: bool
+    live: bool
+    error: str = ""
+
+
+class ModelReady(msgspec.Struct, omit_defaults=True):
+    """Whether a model takes requests without being loaded first; `error` says why not."""
+
+    ready: bool
+    name: str
+    error: str = ""
+
+
+class CoreProtocol:
+    """The protocol's own endpoints; a model is reached as `{model}` and as `{model}/versions/{version}`."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def operations(self) -> list[Operation]:
+        """Its routes; inference first, it is looked for most."""
+        infer = Operation(
+            method="POST",
+            path=f"{MODEL}/infer",
+            handle=self._infer,
+            summary="Run a model on tensors",
+            body=InferRequest,
+            binary_body=True,
+            answer=InferResponse,
+            media=("application/json", "application/octet-stream"),
+        )
+        get = partial(Operation, method="GET")
+        server = partial(get, handle=self._server, summary="Describe the server", answer=ServerMetadata)
+        ready = partial(get, handle=self._model_ready, summary="Tell whether a model is loaded", answer=ModelReady)
+        metadata = partial(get, handle=self._metadata, summary="Describe a model's tensors", answer=ModelMetadata)
+        health = partial(get, public=True)
+        return [
+            *versioned(infer),
+            server(path="/v2"),
+            server(path="/v2/"),
+            health(path="/v2/health/live", handle=self._live, summary="Tell that the server answers", answer=Live),
+            health(path="/v2/health/ready", handle=self._ready, summary="Tell whether to send requests", answer=Ready),
+            *versioned(ready(path=f"{MODEL}/ready")),
+            *versioned(metadata(path=MODEL)),
+        ]
+
+    async def _infer(self, exchange: Exchange) -> None:
+        body = await exchange.body()
+        wanted = parse(body, header_length(exchange.header(b"inference-header-content-length"), len(body)))
+        deadline = exchange.deadline()
+        if wanted.timeout_s is not None:
+            deadline = deadline.sooner(wanted.timeout_s)
+        with exchange.watch():
+            answer = await self._services.inference.infer(
+                exchange.identity, model_reference(exchange), wanted.request, deadline
+            )
+        payload, media, headers = render(answer, wanted, exchange.request_id)
+        await exchange.answer(200, payload, media=media, headers=(*inference_headers(answer), *headers))
+
+    async def _server(self, exchange: Exchange) -> None:
+        await exchange.answer_message(ServerMetadata(SERVER_NAME, self._services.system.version, EXTENSIONS))
+
+    async def _live(self, exchange: Exchange) -> None:
+        await exchange.answer_message(Live(live=self._services.system.is_live()))
+
+    async def _ready(self, exchange: Exchange) -> None:
+        readiness = self._services.system.readiness()
+        if readiness.ready:
+            await exchange.answer_message(Ready(ready=True, live=True))
+            return
+        waiting = ", ".join(part for part, ready in readiness.parts.items() if not ready)
+        await exchange.answer_message(Ready(ready=False, live=True, error=f"not ready: {waiting}"), _UNAVAILABLE)
+
+    async def _model_ready(self, exchange: Exchange) -> None:
+        name = exchange.path("model")
+        if self._services.inference.is_ready(model_reference(exchange)):
+            await exchange.answer_message(ModelReady(ready=True, name=name))
+            return
+        message = ModelReady(ready=False, name=name, error="the model is not loaded; the first request loads it")
+        await exchange.answer_message(message, _UNAVAILABLE)
+
+    async def _metadata(self, exchange: Exchange) -> None:
+        found = await self._services.inference.describe(
+            exchange.identity, model_reference(exchange), exchange.deadline()
+        )
+        versions = tuple(str(version) for version in found.versions)
+        await exchange.answer_message(ModelMetadata(found.name, versions, found.platform, found.inputs, found.outputs))

@@ -1,0 +1,78 @@
+"""What a route outside FastAPI is: how it is reached, what it does, and what the document says of it."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from moc.kernel.errors import NotFound
+from moc.transports.rest.exchange import Exchange
+
+MODEL: Final = "/v2/models/{model}"
+EXCHANGE: Final = "moc.exchange"
+"""Where an ASGI scope carries its Exchange."""
+
+DEADLINE_HEADER: Final[dict[str, Any]] = {
+    "name": "x-moc-deadline-ms",
+    "in": "header",
+    "required": False,
+    "description": "How many milliseconds the answer may take.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 86_400_000},
+}
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One method of one path.
+
+    `body` and `answer` are the types the document describes them by; `optional_body` allows none at all.
+    `media` are the answer's media types. `public` operations need no key.
+    """
+
+    method: str
+    path: str
+    handle: Handler
+    summary: str
+    answer: Any
+    body: Any = None
+    optional_body: bool = False
+    binary_body: bool = False
+    media: tuple[str, ...] = ("application/json",)
+    public: bool = False
+
+    def route(self) -> Route:
+        """The route that leads to it."""
+        return Route(self.path, _Endpoint(self.handle), methods=[self.method], name=f"{self.method} {self.path}")
+
+
+class _Endpoint:
+    """An ASGI application made of a handler; Starlette calls a class instance without wrapping it."""
+
+    __slots__ = ("_handle",)
+
+    def __init__(self, handle: Handler) -> None:
+        self._handle = handle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._handle(scope[EXCHANGE])
+
+
+def versioned(operation: Operation) -> list[Operation]:
+    """An operation on a model, and the same one on a version of it."""
+    return [operation, replace(operation, path=operation.path.replace(MODEL, f"{MODEL}/versions/{{version}}"))]
+
+
+def model_reference(exchange: Exchange) -> str:
+    """The reference that the path names: `{model}`, or `{model}@{version}` when it names a version too."""
+    parts = exchange.scope["path_params"]
+    model: str = parts["model"]
+    version: str | None = parts.get("version")
+    if version is None:
+        return model
+    if not (version.isascii() and version.isdigit()):
+        raise NotFound(f"{model[:128]} has no version {version[:40]!r}; versions are numbers from 1 up")
+    return f"{model}@{version}"

@@ -1,0 +1,77 @@
+"""What operators look at: probes, health, metrics."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from moc.service.services import Services
+from moc.service.system import METRICS_CONTENT_TYPE
+from moc.transports.rest.management import Call
+
+PUBLIC: Final = ("/livez", "/readyz")
+"""Probes need no key: what asks them has none."""
+
+_UNAVAILABLE: Final = 503
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """`status` is `ok` or `unavailable`; `parts` says which part of the program is the reason."""
+
+    status: str
+    parts: dict[str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """A probe that also tells the program's version."""
+
+    status: str
+    parts: dict[str, bool]
+    version: str
+
+
+def router(services: Services) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(tags=["operations"])
+    system = services.system
+
+    @routes.get("/livez", response_model=Probe, summary="Tell that the process answers")
+    async def live() -> Response:
+        return _probe(Probe("ok", {}), system.is_live())
+
+    @routes.get("/readyz", response_model=Probe, responses=_or(Probe), summary="Tell whether to send requests")
+    async def ready() -> Response:
+        readiness = system.readiness()
+        return _probe(Probe(_word(readiness.ready), readiness.parts), readiness.ready)
+
+    @routes.get("/health", response_model=Health, responses=_or(Health), summary="Show health and version")
+    async def health(call: Call) -> Response:
+        readiness = system.readiness()
+        return _probe(Health(_word(readiness.ready), readiness.parts, system.version), readiness.ready)
+
+    @routes.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        summary="Show metrics for Prometheus",
+    )
+    async def metrics(call: Call) -> Response:
+        return Response(system.metrics(call.identity), headers={"content-type": METRICS_CONTENT_TYPE})
+
+    return routes
+
+
+def _or(model: type) -> dict[int | str, dict[str, Any]]:
+    return {_UNAVAILABLE: {"model": model, "description": "Not ready"}}
+
+
+def _word(ready: bool) -> str:
+    return "ok" if ready else "unavailable"
+
+
+def _probe(found: Probe | Health, well: bool) -> Response:
+    return Response(msgspec.json.encode(found), 200 if well else _UNAVAILABLE, media_type="application/json")
