@@ -1,0 +1,167 @@
+"""The REST server on a free loopback port, over the real services, with workers that are fakes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+
+from moc.inference.gateway import Gateway
+from moc.inference.request import Info, Reply, Request, Tensor, TensorSpec
+from moc.kernel.clock import SystemClock
+from moc.kernel.component import Stack
+from moc.models.catalogue import Catalogue
+from moc.models.manager import Limits as ManagerLimits
+from moc.models.manager import ModelManager
+from moc.models.model import ModelSpec
+from moc.models.ports import Worker
+from moc.resilience.deadline import NEVER
+from moc.security.identity import ADMIN_KEY_FILE, Authenticator
+from moc.service.inference import InferenceService, Tally
+from moc.service.models import ModelsService
+from moc.service.services import Services
+from moc.service.system import Replica, SystemService
+from moc.service.workforce import Workforce
+from moc.store.memory import MemoryStore
+from moc.telemetry.metrics import Metrics
+from moc.testing.seat import FakeSeat
+from moc.testing.workers import FakeLink, FakeSources, FakeWorkers
+from moc.transports.rest.limits import Limits
+from moc.transports.rest.server import RestServer
+
+INFO = Info(
+    kinds=("tensors", "chat", "completion"),
+    engine="echo",
+    inputs=(TensorSpec("INPUT0", "FP32", (-1, 8)),),
+    outputs=(TensorSpec("OUTPUT0", "FP32", (-1, 8)),),
+    concurrency=2,
+)
+
+
+class EchoLink(FakeLink):
+    """Gives tensors back under the names of outputs, and JSON bodies as they came.
+
+    `began` is set by the first request it works on; `fault` is raised instead of an answer.
+    """
+
+    def __init__(self, info: Info) -> None:
+        super().__init__(info)
+        self.began = asyncio.Event()
+        self.fault: Exception | None = None
+        self._idle = asyncio.Condition()
+
+    async def idle(self) -> None:
+        """Wait until it works on nothing."""
+        async with asyncio.timeout(10), self._idle:
+            await self._idle.wait_for(lambda: self.running == 0)
+
+    async def infer(self, request: Request) -> Reply:
+        if self.fault is not None:
+            raise self.fault
+        self.began.set()
+        try:
+            reply = await super().infer(request)
+        finally:
+            await self._ended()
+        outputs = tuple(
+            Tensor(tensor.name.replace("INPUT", "OUTPUT"), tensor.datatype, tensor.shape, tensor.size)
+            for tensor in request.inputs
+        )
+        return Reply(reply.body, outputs)
+
+    async def stream(self, request: Request) -> AsyncIterator[bytes]:
+        """Three pieces; the second waits for `gate`, before the third `error` is raised if there is one."""
+        self.given.append(request)
+        self.running += 1
+        self.began.set()
+        try:
+            yield b'{"choices":[{"text":"one"}]}'
+            await self.gate.wait()
+            yield b'{"choices":\n[{"text":" two"}]}'
+            if self.error is not None:
+                raise self.error
+            yield b'{"choices":[{"text":" three"}]}'
+        finally:
+            self.running -= 1
+            await self._ended()
+
+    async def _ended(self) -> None:
+        async with self._idle:
+            self._idle.notify_all()
+
+
+class Crew(FakeWorkers):
+    """Fails to list its workers while `fault` is set."""
+
+    fault: Exception | None = None
+
+    def workers(self) -> list[Worker]:
+        if self.fault is not None:
+            raise self.fault
+        return super().workers()
+
+
+class RestStack:
+    """Everything behind one REST port; the model `echo` is registered."""
+
+    def __init__(self, data_dir: Path, limits: Limits) -> None:
+        clock = SystemClock()
+        self.data_dir = data_dir
+        self.store = MemoryStore()
+        self.seat = FakeSeat(self.store)
+        self.workers = Crew(info=INFO)
+        self.sources = FakeSources()
+        self.metrics = Metrics(version="test")
+        self.replica = Replica(name="test", host="test", version="1.2.3", data_dir="data", store="memory")
+        catalogue = Catalogue(store=self.store, seat=self.seat, clock=clock)
+        self.manager = ModelManager(
+            catalogue=catalogue, workers=self.workers, sources=self.sources, limits=ManagerLimits()
+        )
+        tally, workforce = Tally(), Workforce(self.workers)
+        gateway = Gateway(residents=self.manager, links=self.workers, meter=tally)
+        self.authenticator = Authenticator(store=self.store, data_dir=data_dir, clock=clock, require_key=True)
+        self.services = Services(
+            authenticator=self.authenticator,
+            inference=InferenceService(gateway=gateway, catalogue=catalogue, manager=self.manager, tally=tally),
+            models=ModelsService(catalogue=catalogue, manager=self.manager, sources=self.sources, workforce=workforce),
+            system=SystemService(
+                replica=self.replica,
+                store=self.store,
+                seats=[self.seat],
+                workforce=workforce,
+                metrics=self.metrics,
+            ),
+        )
+        self.rest = RestServer(self.services, host="127.0.0.1", port=0, limits=limits)
+        self.stack = Stack([self.store, self.seat, self.authenticator, catalogue, self.manager, self.rest])
+
+    @property
+    def key(self) -> str:
+        """The admin key."""
+        return (self.data_dir / ADMIN_KEY_FILE).read_text().strip()
+
+    async def load(self, name: str = "echo") -> EchoLink:
+        """Register and load a model whose worker echoes."""
+        await self.manager.add(name, ModelSpec(runtime="python", source="file:echo.py", ttl_s=0), actor="test")
+        resident = await self.manager.ensure_ready(name, NEVER)
+        link = self.workers.links[resident.worker_id] = EchoLink(INFO)
+        return link
+
+
+@asynccontextmanager
+async def running(data_dir: Path, limits: Limits | None = None) -> AsyncIterator[RestStack]:
+    """A stack that is started and ready, and stopped at the end."""
+    stack = RestStack(data_dir, limits or Limits(watch_after_s=0.001))
+    await stack.stack.start()
+    stack.replica.state = "ready"
+    try:
+        yield stack
+    finally:
+        await stack.stack.stop()
+
+
+def client(stack: RestStack) -> httpx.AsyncClient:
+    """A client that has the admin key."""
+    headers = {"authorization": f"Bearer {stack.key}"}
+    return httpx.AsyncClient(base_url=stack.rest.url, headers=headers, timeout=10)

@@ -1,0 +1,153 @@
+"""Files and folders used where they are."""
+
+import asyncio
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moc.kernel.errors import InvalidRequest, LoadFailed
+from moc.models.model import Artifact, ModelSpec
+from moc.models.sources import ArtifactSources
+
+
+def ignore(done: int, total: int | None) -> None:
+    """A progress that nobody looks at."""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The allowed root, which is also where relative paths start."""
+    (tmp_path / "models").mkdir()
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def sources(tmp_path: Path, root: Path) -> ArtifactSources:
+    return ArtifactSources(tmp_path / "blobs", allowed_roots=[root], base_dir=root, size_limit_bytes=1024**3)
+
+
+async def fetch(sources: ArtifactSources, source: str, sha256: str | None = None) -> Artifact:
+    return await sources.fetch(ModelSpec(runtime="python", source=source, sha256=sha256), ignore)
+
+
+async def test_a_file_is_used_in_place(sources: ArtifactSources, root: Path, tmp_path: Path) -> None:
+    (root / "m.bin").write_bytes(b"weights")
+    for source in ("file:m.bin", f"file:{root}/m.bin", f"file://{root}/m.bin", f"file:{root}/../models/m.bin"):
+        artifact = await fetch(sources, source)
+        assert artifact.path == str(root / "m.bin")
+    assert artifact.sha256 == hashlib.sha256(b"weights").hexdigest()
+    assert artifact.size_bytes == 7
+    await sources.discard(artifact)
+    assert (root / "m.bin").exists()
+    assert not (tmp_path / "blobs").exists()
+
+
+async def test_a_folder_has_the_hash_that_stock_tools_give(sources: ArtifactSources, root: Path) -> None:
+    for name, content in {"b": b"1", "a/z": b"2", "a.b": b"3", "ü\nx": b""}.items():
+        (root / "m" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "m" / name).write_bytes(content)
+    artifact = await fetch(sources, "file:m")
+    assert artifact.size_bytes == 3
+    listing = "find . -type f -printf '%P\\0' | LC_ALL=C sort -z | xargs -0 sha256sum --zero | sha256sum"
+    tools = await asyncio.create_subprocess_shell(listing, cwd=root / "m", stdout=asyncio.subprocess.PIPE)
+    expected, _ = await tools.communicate()
+    assert artifact.sha256 == expected.decode().split()[0]
+
+
+async def test_names_and_contents_of_a_folder_count(sources: ArtifactSources, root: Path) -> None:
+    (root / "m").mkdir()
+    (root / "m" / "a").write_bytes(b"x")
+    hashes = {(await fetch(sources, "file:m")).sha256}
+    (root / "m" / "a").write_bytes(b"y")
+    hashes.add((await fetch(sources, "file:m")).sha256)
+    (root / "m" / "a").rename(root / "m" / "b")
+    hashes.add((await fetch(sources, "file:m")).sha256)
+    assert len(hashes) == 3
+
+
+async def test_what_is_not_files_is_refused(sources: ArtifactSources, root: Path, tmp_path: Path) -> None:
+    (root / "empty").mkdir()
+    (root / "pipe").mkdir()
+    os.mkfifo(root / "pipe" / "fifo")
+    (root / "linked").mkdir()
+    (root / "linked" / "elsewhere").symlink_to(tmp_path)
+    for name in ("missing", "empty", "pipe", "pipe/fifo", "linked"):
+        with pytest.raises(LoadFailed):
+            await fetch(sources, f"file:{name}")
+        with pytest.raises(InvalidRequest):
+            sources.check(f"file:{name}", trusted=False)
+        sources.check(f"file:{name}", trusted=True)  # it may be there when it is loaded
+
+
+async def test_a_wrong_hash_names_both(sources: ArtifactSources, root: Path) -> None:
+    (root / "m.bin").write_bytes(b"weights")
+    with pytest.raises(LoadFailed) as caught:
+        await fetch(sources, "file:m.bin", "0" * 64)
+    assert "0" * 64 in caught.value.message
+    assert hashlib.sha256(b"weights").hexdigest() in caught.value.message
+    assert (root / "m.bin").exists()
+
+
+def test_only_the_operator_may_leave_the_roots(sources: ArtifactSources, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"s")
+    (tmp_path / "models-too").mkdir()
+    (tmp_path / "models-too" / "m").write_bytes(b"s")
+    (root / "link").symlink_to(tmp_path / "secret")
+    (root / "folder").mkdir()
+    (root / "folder" / "link").symlink_to(tmp_path / "secret")
+    outside = ["../secret", str(tmp_path / "secret"), "link", "folder", "../models-too/m", "../nothing-here", "~"]
+    for path in outside:
+        with pytest.raises(InvalidRequest, match="allowed_model_roots"):
+            sources.check(f"file:{path}", trusted=False)
+        sources.check(f"file:{path}", trusted=True)
+
+
+def test_a_link_within_the_roots_is_fine(sources: ArtifactSources, root: Path) -> None:
+    (root / "real").mkdir()
+    (root / "real" / "m").write_bytes(b"m")
+    (root / "link").symlink_to("real/m")
+    (root / "folder").symlink_to("real")
+    sources.check("file:link", trusted=False)
+    sources.check("file:folder", trusted=False)
+
+
+def test_a_path_that_cannot_be_is_refused(sources: ArtifactSources, root: Path) -> None:
+    (root / "loop").symlink_to("loop")
+    for path in ("loop", "~nobody-has-this-name/m"):
+        with pytest.raises(InvalidRequest):
+            sources.check(f"file:{path}", trusted=True)
+
+
+async def test_verify_notices_changes(sources: ArtifactSources, root: Path) -> None:
+    file = root / "m.bin"
+    file.write_bytes(b"weights")
+    artifact = await fetch(sources, "file:m.bin")
+    await sources.verify(artifact)
+    os.utime(file, (1, 1))
+    await sources.verify(artifact)  # another time, the same content
+    await sources.verify(artifact)
+    file.write_bytes(b"wEights")
+    os.utime(file, (2, 2))
+    with pytest.raises(LoadFailed, match="no longer what was registered"):
+        await sources.verify(artifact)
+    file.write_bytes(b"more weights")
+    with pytest.raises(LoadFailed, match="no longer what was registered"):
+        await sources.verify(artifact)
+    file.unlink()
+    with pytest.raises(LoadFailed, match="put it back"):
+        await sources.verify(artifact)
+
+
+async def test_verify_trusts_size_and_time_unless_told_not_to(root: Path, tmp_path: Path) -> None:
+    (root / "m.bin").write_bytes(b"weights")
+    quick, thorough = (
+        ArtifactSources(tmp_path / "blobs", allowed_roots=[root], base_dir=root, size_limit_bytes=1024, rehash=rehash)
+        for rehash in (False, True)
+    )
+    artifact = replace(await fetch(quick, "file:m.bin"), sha256="0" * 64)
+    await quick.verify(artifact)
+    with pytest.raises(LoadFailed):
+        await thorough.verify(artifact)

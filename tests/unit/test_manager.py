@@ -1,0 +1,284 @@
+"""The model manager against fakes: single flight, draining, crashes, back-off, adoption."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from moc.kernel.clock import SystemClock
+from moc.kernel.errors import Conflict, DeadlineExceeded, LoadFailed, NotFound, QueueFull
+from moc.models.catalogue import Catalogue
+from moc.models.manager import Limits, ModelManager
+from moc.models.model import MOVES, ModelSpec, State, digest_of, parse_reference
+from moc.resilience.deadline import NEVER, Deadline
+from moc.store.memory import MemoryStore
+from moc.testing.seat import FakeSeat
+from moc.testing.workers import FakeSources, FakeWorkers
+
+SPEC = ModelSpec(runtime="python", source="file:a.py", ttl_s=0)
+FAST = Limits(backoff_s=0.01, backoff_max_s=0.02, restarts_max=2, drain_timeout_s=5)
+
+
+class House:
+    """A manager with everything it needs, over one store."""
+
+    def __init__(self, store: MemoryStore, limits: Limits = FAST) -> None:
+        self.store = store
+        self.seat = FakeSeat(store)
+        self.workers = FakeWorkers()
+        self.sources = FakeSources()
+        self.catalogue = Catalogue(store=store, seat=self.seat, clock=SystemClock())
+        self.manager = ModelManager(catalogue=self.catalogue, workers=self.workers, sources=self.sources, limits=limits)
+
+    async def start(self) -> "House":
+        await self.seat.start()
+        await self.catalogue.start()
+        await self.manager.start()
+        return self
+
+    async def add(self, name: str = "a", spec: ModelSpec = SPEC) -> None:
+        await self.manager.add(name, spec, actor="test")
+
+    def state(self, reference: str = "a") -> State:
+        return self.catalogue.entry(reference).status.state
+
+    async def until(self, *kinds: str) -> None:
+        """Wait until an event of each kind has happened."""
+        missing = set(kinds)
+        async with asyncio.timeout(10):
+            async for event in self.store.follow(after=0):
+                missing.discard(event.kind)
+                if not missing:
+                    return
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    store = MemoryStore()
+    await store.start()
+    house = await House(store).start()
+    yield house
+    await house.manager.stop()
+    await store.stop()
+
+
+async def turn(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until `condition`."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
+            await asyncio.sleep(0)
+
+
+async def test_fifty_callers_start_one_worker(house: House) -> None:
+    await house.add()
+    residents = await asyncio.gather(*(house.manager.ensure_ready("a", NEVER) for _ in range(50)))
+    assert house.workers.starts == 1
+    assert len({resident.worker_id for resident in residents}) == 1
+    assert house.state() is State.READY
+    assert house.manager.find("a") is house.manager.find("a@1") is residents[0]
+
+
+async def test_a_caller_that_gives_up_does_not_stop_the_load(house: House) -> None:
+    await house.add()
+    house.workers.gate.clear()
+    with pytest.raises(DeadlineExceeded):
+        await house.manager.ensure_ready("a", Deadline.after(0.01))
+    house.workers.gate.set()
+    await house.until("model.ready")
+    assert house.workers.starts == 1
+
+
+async def test_too_many_waiting_for_a_load_are_refused(house: House) -> None:
+    await house.add(spec=ModelSpec(runtime="python", source="file:a.py", max_queue=2))
+    house.workers.gate.clear()
+    waiting = [asyncio.create_task(house.manager.ensure_ready("a", NEVER)) for _ in range(2)]
+    await turn(lambda: house.workers.starts == 1)
+    with pytest.raises(QueueFull):
+        await house.manager.ensure_ready("a", NEVER)
+    house.workers.gate.set()
+    await asyncio.gather(*waiting)
+
+
+async def test_a_failed_load_says_why_and_is_not_hammered(house: House) -> None:
+    await house.add()
+    house.workers.error = LoadFailed("no such tensor", reason="load_failed")
+    for _ in range(5):
+        with pytest.raises(LoadFailed, match="no such tensor"):
+            await house.manager.ensure_ready("a", NEVER)
+    assert house.workers.starts == 1
+    assert house.state() is State.FAILED
+    assert house.catalogue.entry("a").status.message == "no such tensor"
+    house.workers.error = None
+    await house.manager.load("a", NEVER, actor="test")
+    assert house.state() is State.READY
+
+
+async def test_unload_waits_for_the_requests_that_run(house: House) -> None:
+    await house.add()
+    resident = await house.manager.ensure_ready("a", NEVER)
+    resident.enter()
+    unloading = asyncio.create_task(house.manager.unload("a", NEVER, actor="test"))
+    await house.until("model.draining")
+    assert house.manager.find("a") is None
+    assert house.workers.stopped == []
+    resident.leave()
+    await unloading
+    assert house.workers.stopped == [(resident.worker_id, "Requested")]
+    assert house.state() is State.REGISTERED
+
+
+async def test_a_request_during_unload_loads_it_again(house: House) -> None:
+    await house.add()
+    first = await house.manager.ensure_ready("a", NEVER)
+    first.enter()
+    unloading = asyncio.create_task(house.manager.unload("a", NEVER, actor="test"))
+    await house.until("model.draining")
+    again = asyncio.create_task(house.manager.ensure_ready("a", NEVER))
+    first.leave()
+    second = await again
+    await unloading
+    assert second.worker_id != first.worker_id
+    assert house.state() is State.READY
+
+
+async def test_unload_stops_a_load(house: House) -> None:
+    await house.add()
+    house.workers.gate.clear()
+    loading = asyncio.create_task(house.manager.ensure_ready("a", NEVER))
+    await turn(lambda: house.workers.starts == 1)
+    await house.manager.unload("a", NEVER, actor="test")
+    with pytest.raises(Conflict):
+        await loading
+    assert house.state() is State.REGISTERED
+
+
+async def test_an_idle_model_is_unloaded_and_a_pinned_one_is_not(house: House) -> None:
+    await house.add("idle", ModelSpec(runtime="python", source="file:a.py", ttl_s=0.01))
+    await house.add("pinned", ModelSpec(runtime="python", source="file:a.py", ttl_s=0.01, pin=True))
+    for name in ("idle", "pinned"):
+        await house.manager.ensure_ready(name, NEVER)
+    await house.until("model.unloading")
+    assert house.manager.find("pinned") is not None
+    assert house.catalogue.entry("idle").status.reason == "IdleTimeout"
+
+
+async def test_a_crashed_worker_comes_back_until_it_crashes_too_often(house: House) -> None:
+    await house.add()
+    await house.manager.ensure_ready("a", NEVER)
+    for crashes in range(1, FAST.restarts_max + 2):
+        resident = house.manager.find("a")
+        assert resident is not None
+        house.workers.crash(resident.worker_id)
+        assert house.manager.find("a") is None
+        if crashes <= FAST.restarts_max:
+            await turn(lambda: house.manager.find("a") is not None)
+    await turn(lambda: house.state() is State.FAILED)
+    assert house.workers.starts == FAST.restarts_max + 1
+    with pytest.raises(LoadFailed) as failure:
+        await house.manager.ensure_ready("a", NEVER)
+    assert failure.value.reason == "runtime_unhealthy"
+
+
+async def test_the_next_coordinator_adopts_what_runs_and_reloads_what_does_not(house: House) -> None:
+    await house.add("kept")
+    await house.add("lost")
+    kept = await house.manager.ensure_ready("kept", NEVER)
+    await house.manager.ensure_ready("lost", NEVER)
+    workers = {worker.model: worker for worker in house.workers.workers()}
+    await house.manager.stop()
+
+    await house.store.leave_seat((await house.store.seats())[0])
+    successor = House(house.store)
+    successor.workers.left = [workers["kept@1"]]
+    await successor.start()
+    found = successor.manager.find("kept")
+    assert found is not None
+    assert found.worker_id == kept.worker_id
+    await turn(lambda: successor.manager.find("lost") is not None)
+    assert successor.workers.starts == 1
+    await successor.manager.stop()
+
+
+async def test_a_worker_of_an_unknown_model_is_not_adopted(house: House) -> None:
+    await house.add()
+    await house.manager.ensure_ready("a", NEVER)
+    stranger = house.workers.workers()[0]
+    await house.manager.remove("a", actor="test")
+    await house.store.leave_seat((await house.store.seats())[0])
+    successor = House(house.store)
+    successor.workers.left = [stranger]
+    await successor.start()
+    assert successor.workers.stopped == [(stranger.id, "Unknown")]
+    await successor.manager.stop()
+
+
+async def test_versions_are_immutable_and_their_numbers_never_come_back(house: House) -> None:
+    await house.add()
+    await house.add()
+    assert [entry.version.version for entry in house.catalogue.versions("a")] == [1]
+    other = ModelSpec(runtime="python", source="file:b.py")
+    await house.add(spec=other)
+    assert house.catalogue.entry("a").version.version == 2
+    await house.manager.remove("a@2", actor="test")
+    assert house.catalogue.entry("a").version.version == 1
+    await house.add(spec=other)
+    assert house.catalogue.entry("a").version.version == 3
+    with pytest.raises(NotFound):
+        house.catalogue.entry("a@2")
+
+
+async def test_a_name_means_its_newest_version(house: House) -> None:
+    await house.add()
+    old = await house.manager.ensure_ready("a", NEVER)
+    await house.add(spec=ModelSpec(runtime="python", source="file:b.py"))
+    assert house.manager.find("a") is None
+    assert house.manager.find("a@1") is old
+    new = await house.manager.ensure_ready("a", NEVER)
+    assert new.reference == "a@2"
+    await house.manager.remove("a@2", actor="test")
+    assert house.manager.find("a") is old
+
+
+async def test_removing_discards_files_nothing_else_uses(house: House) -> None:
+    await house.add("a")
+    await house.add("b")
+    await house.manager.pull("a", NEVER)
+    await house.manager.pull("b", NEVER)
+    await house.manager.remove("a", actor="test")
+    assert house.sources.discarded == []
+    await house.manager.remove("b", actor="test")
+    assert house.sources.discarded == ["file:a.py"]
+
+
+async def test_a_version_whose_files_changed_is_refused(house: House) -> None:
+    await house.add()
+    await house.manager.pull("a", NEVER)
+    entry = house.catalogue.entry("a")
+    assert entry.version.artifact is not None
+    assert entry.version.digest == digest_of(SPEC, entry.version.artifact)
+    changed = type(entry.version.artifact)(path="x", sha256="other", size_bytes=1, modified_at=0)
+    with pytest.raises(Conflict, match="new version"):
+        await house.catalogue.pulled(entry, changed)
+
+
+async def test_what_is_stored_is_what_is_read(house: House) -> None:
+    await house.add()
+    await house.manager.ensure_ready("a", NEVER)
+    again = Catalogue(store=house.store, seat=house.seat, clock=SystemClock())
+    await again.start()
+    assert again.entry("a") == house.catalogue.entry("a")
+
+
+async def test_impossible_moves_are_refused(house: House) -> None:
+    await house.add()
+    with pytest.raises(Conflict):
+        await house.catalogue.move(house.catalogue.entry("a"), State.DRAINING, reason="x")
+
+
+def test_every_state_has_its_moves() -> None:
+    assert set(MOVES) == set(State)
+
+
+@pytest.mark.parametrize(("text", "parts"), [("a", ("a", None)), ("a@3", ("a", 3)), ("A.b_c-d@12", ("A.b_c-d", 12))])
+def test_references(text: str, parts: tuple[str, int | None]) -> None:
+    assert parse_reference(text) == parts
