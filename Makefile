@@ -61,7 +61,7 @@ lock: install ## write constraints.txt and tests/clients/*.txt again after a cha
 upgrade: install ## the same, with the newest versions allowed
 	$(BIN)/python tools/lock.py --upgrade
 clean: ## remove all that was made here, downloaded test models too
-	rm -rf .venv .venvs .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis site dist
+	rm -rf .venv .venvs .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache site dist
 	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
 
 .venvs/%/.installed: tests/clients/%.txt tools/environment.py

@@ -42,13 +42,15 @@ INFO = Info(
 class EchoLink(FakeLink):
     """Gives tensors back under the names of outputs, and JSON bodies as they came.
 
-    `began` is set by the first request it works on; `fault` is raised instead of an answer.
+    `began` is set by the first request it works on; `fault` is raised instead of an answer; `piece` is the
+    first piece of a stream.
     """
 
     def __init__(self, info: Info) -> None:
         super().__init__(info)
         self.began = asyncio.Event()
         self.fault: Exception | None = None
+        self.piece = b'{"choices":[{"text":"one"}]}'
         self._idle = asyncio.Condition()
 
     async def idle(self) -> None:
@@ -76,7 +78,7 @@ class EchoLink(FakeLink):
         self.running += 1
         self.began.set()
         try:
-            yield b'{"choices":[{"text":"one"}]}'
+            yield self.piece
             await self.gate.wait()
             yield b'{"choices":\n[{"text":" two"}]}'
             if self.error is not None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from moc.transports.rest.limits import Limits
 from tests.rest_stack import RestStack, client, running
@@ -151,10 +152,14 @@ async def test_a_fault_of_our_own_is_told_without_its_inside(
 ) -> None:
     link = await rest_stack.load()
     link.fault = rest_stack.workers.fault = ValueError("a secret of the inside")
-    for answer in (
-        await rest_client.get("/api/v1/workers"),
-        await rest_client.post("/v1/completions", json={"model": "echo"}),
-    ):
+    with capture_logs() as logs:
+        answers = [
+            await rest_client.get("/api/v1/workers"),
+            await rest_client.post("/v1/completions", json={"model": "echo"}),
+        ]
+    assert [entry["exc_info"] for entry in logs] == [link.fault, link.fault]
+    assert [entry["request_id"] for entry in logs] == [answer.headers["x-moc-request-id"] for answer in answers]
+    for answer in answers:
         assert answer.status_code == 500
         assert "secret" not in answer.text
         assert answer.headers["x-moc-request-id"] in answer.text

@@ -328,6 +328,19 @@ async def test_a_folder_that_cannot_be_written_is_said(server: FileServer, tmp_p
         await fetch(make_sources(tmp_path), server.url)
 
 
+async def test_what_was_given_up_long_ago_is_deleted(
+    sources: ArtifactSources, server: FileServer, tmp_path: Path
+) -> None:
+    given_up, recent = (partial_folder(tmp_path, f"https://nowhere.invalid/{name}") for name in ("old", "new"))
+    for folder in (given_up, recent):
+        (folder / "file").write_bytes(b"part")
+    for path in (given_up / "file", given_up):
+        os.utime(path, (1, 1))
+    await fetch(sources, server.url)
+    assert not given_up.exists()
+    assert (recent / "file").exists()
+
+
 async def test_a_damaged_copy_is_fetched_again(sources: ArtifactSources, server: FileServer) -> None:
     artifact = await fetch(sources, server.url)
     os.chmod(artifact.path, 0o600)

@@ -11,6 +11,8 @@ import pytest
 from moc.kernel.errors import InvalidRequest, LoadFailed
 from moc.models.model import Artifact, ModelSpec
 from moc.models.sources import ArtifactSources
+from moc.models.sources.background import Job
+from moc.models.sources.content import hash_of
 
 
 def ignore(done: int, total: int | None) -> None:
@@ -89,6 +91,16 @@ async def test_a_wrong_hash_names_both(sources: ArtifactSources, root: Path) -> 
     assert "0" * 64 in caught.value.message
     assert hashlib.sha256(b"weights").hexdigest() in caught.value.message
     assert (root / "m.bin").exists()
+
+
+async def test_a_file_that_is_being_written_is_refused(root: Path) -> None:
+    class Meddler(Job):
+        def step(self, done_bytes: int, total_bytes: int | None) -> None:
+            (root / "m.bin").write_bytes(b"other weights")
+
+    (root / "m.bin").write_bytes(b"weights")
+    with pytest.raises(LoadFailed, match="is being changed"):
+        hash_of(root / "m.bin", Meddler(asyncio.get_running_loop(), None))
 
 
 def test_only_the_operator_may_leave_the_roots(sources: ArtifactSources, root: Path, tmp_path: Path) -> None:

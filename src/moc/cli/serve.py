@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import platformdirs
 import typer
 
 from moc.kernel.errors import MocError
@@ -56,7 +57,8 @@ def _serve(
     if starter:
         loaded.models.setdefault(STARTER_NAME, config.STARTER)
     logs.configure(level=loaded.settings.telemetry.log_level, form=loaded.settings.telemetry.log_format)
-    loaded.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for folder in (loaded.data_dir, loaded.data_dir / "models"):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     async def main() -> None:
         coordinator = Coordinator(loaded)
@@ -86,7 +88,7 @@ async def _announce_starter(coordinator: "Coordinator") -> None:
         _say(f"{STARTER_NAME} could not be loaded: {error.message}")
         return
     body = f'{{"model":"{STARTER_NAME}","stream":true,"messages":[{{"role":"user","content":"Name three rivers."}}]}}'
-    program = shlex.quote(sys.argv[0])
+    program = _program(coordinator)
     _say(f"{STARTER_NAME} is ready. In another terminal, paste one of:\n")
     _say(f'  {program} chat {STARTER_NAME} "Name three rivers."\n')
     _say(f"  curl -N {coordinator.rest.url}/v1/chat/completions \\")
@@ -99,6 +101,14 @@ def _announce(coordinator: "Coordinator") -> None:
     _say(f"  REST       {coordinator.rest.url}  (API documentation under /docs)")
     _say(f"  admin key  {_key_file(coordinator)}")
     _say(f"  data       {coordinator.config.data_dir}")
+
+
+def _program(coordinator: "Coordinator") -> str:
+    """How to type `moc` in another terminal so that it finds this coordinator."""
+    program, place = shlex.quote(sys.argv[0]), coordinator.config.data_dir
+    if place == Path(platformdirs.user_data_dir("moc")).resolve():
+        return program
+    return f"{program} --data-dir {shlex.quote(str(place))}"
 
 
 def _key_file(coordinator: "Coordinator") -> Path:

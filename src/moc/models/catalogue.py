@@ -153,7 +153,10 @@ class Catalogue:
     async def move(
         self, entry: Entry, state: State, *, reason: str, actor: str = "system", message: str = "", **changes: Any
     ) -> None:
-        """Move a version to `state` (a move of `MOVES`, Conflict otherwise), with its event `model.<state>`."""
+        """Move a version to `state` (a move of `MOVES`, Conflict otherwise), with its event.
+
+        The event is `model.<state>`, and `model.unloaded` for a version that is merely registered again.
+        """
         if state not in MOVES[entry.status.state]:
             raise Conflict(
                 f"{entry.version.reference} is {entry.status.state} and cannot become {state}; try again shortly"
@@ -164,7 +167,7 @@ class Catalogue:
         entry.status_revision = await self._commit(
             self._statuses.put(_key(entry.version.name, entry.version.version), status, expect=entry.status_revision),
             event=Event(
-                kind=f"model.{state}",
+                kind="model.unloaded" if state is State.REGISTERED else f"model.{state}",
                 subject=entry.version.reference,
                 reason=reason,
                 actor=actor,

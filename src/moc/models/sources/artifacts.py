@@ -64,7 +64,7 @@ class ArtifactSources:
             if here is not None:
                 return here
             fetched = await self._bring(source, folder, expected is not None, progress)
-            return await in_thread(partial(self._keep, source, fetched, expected), progress)
+            return await in_thread(partial(self._keep, source, fetched, expected))
 
     async def verify(self, artifact: Artifact) -> None:
         """LoadFailed unless the files are those that were hashed; instant while size and time are the same."""

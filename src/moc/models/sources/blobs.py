@@ -11,10 +11,10 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -25,6 +25,7 @@ from moc.models.sources.content import Measure, hash_of, measure, members
 from moc.models.sources.failure import disk_errors, failed
 
 _LOCK_POLL_S = 0.1
+_PARTIAL_KEPT_S = 7 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +42,27 @@ class Blobs:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @contextlib.asynccontextmanager
     async def exclusive(self, key: str) -> AsyncIterator[Path]:
         """Be the only one, in any process, who fetches `key`; gives the folder to fetch into.
 
-        What is in the folder is what an interrupted fetch left there.
+        What is in the folder is what an interrupted fetch left there. What others left a week ago is deleted.
         """
-        lock = self._locks.setdefault(key, asyncio.Lock())
-        async with lock:
-            folder = self._root / "partial" / key
+        folder = self._root / "partial" / key
+        with disk_errors("preparing the folder for downloads"):
+            await in_thread(lambda _: self._tidy())
+            lock = self._open_lock(key)
+        try:
+            while not _try_lock(lock):  # noqa: ASYNC110 - another process cannot set an event here
+                await asyncio.sleep(_LOCK_POLL_S)
             with disk_errors("preparing the folder for downloads"):
-                await in_thread(lambda _: (self._root / "locks").mkdir(parents=True, exist_ok=True))
-                file = os.open(self._root / "locks" / key, os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                while not _try_lock(file):  # noqa: ASYNC110 - another process cannot set an event here
-                    await asyncio.sleep(_LOCK_POLL_S)
-                with disk_errors("preparing the folder for downloads"):
-                    await in_thread(lambda _: folder.mkdir(parents=True, exist_ok=True))
-                yield folder
-            finally:
-                with contextlib.suppress(OSError):  # not empty: an interrupted fetch
-                    folder.rmdir()
-                os.close(file)
+                await in_thread(lambda _: folder.mkdir(parents=True, exist_ok=True))
+            yield folder
+        finally:
+            with contextlib.suppress(OSError):  # not empty: an interrupted fetch
+                folder.rmdir()
+            os.close(lock)
 
     def find(self, sha256: str) -> Artifact | None:
         """The blob with this content, if it is here."""
@@ -114,6 +112,25 @@ class Blobs:
                 note.unlink(missing_ok=True)
         _delete(self._path(sha256))
 
+    def _open_lock(self, key: str) -> int:
+        return os.open(self._root / "locks" / key, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def _tidy(self) -> None:
+        (self._root / "locks").mkdir(parents=True, exist_ok=True)
+        for folder in (self._root / "partial").glob("*"):
+            with contextlib.suppress(FileNotFoundError):  # its fetch came to its end just now
+                touched_at = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+                if time.time() - touched_at > _PARTIAL_KEPT_S:
+                    self._give_up(folder.name)
+
+    def _give_up(self, key: str) -> None:
+        lock = self._open_lock(key)
+        try:
+            if _try_lock(lock):
+                self.abandon(key)
+        finally:
+            os.close(lock)
+
     def _publish(self, staged: Path, path: Path) -> None:
         for _, member in members(staged):
             member.chmod(0o444)
@@ -155,9 +172,9 @@ def _read(note: Path) -> _Known | None:
         return None
 
 
-def _try_lock(file: int) -> bool:
+def _try_lock(lock: int) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

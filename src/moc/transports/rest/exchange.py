@@ -115,19 +115,16 @@ class Exchange:
 
     async def body(self) -> bytes:
         """The whole body. TooLarge as soon as it passes the limit, Disconnected when it ends early."""
-        message = await self.receive()
-        part: bytes = message.get("body", b"")
-        if not message.get("more_body", False):
-            return part
-        parts, size = [part], len(part)
-        while message.get("more_body", False):
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
             message = await self.receive()
-            part = message.get("body", b"")
+            part, more = message.get("body", b""), message.get("more_body", False)
             parts.append(part)
             size += len(part)
             if size > self.limits.body_bytes:
                 raise self._too_large()
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def receive(self) -> Message:
         """The next part of the body; Disconnected when the client has left."""
