@@ -61,60 +61,56 @@ class Coordinator:
         self._ended = asyncio.Event()
         self._failure: str | None = None
         self.store = SqliteStore(config.store_path, clock=clock)
-        metrics, tally = Metrics(version=__version__), Tally()
         self.replica = Replica(
             name=f"{host}-{os.getpid()}", host=host, version=__version__, data_dir=str(data_dir), store="sqlite"
         )
-        seats = [
+        self.seats = [
             SeatKeeper(self.store, name, holder=str(Holder.here()), clock=clock, on_lost=self._seat_lost)
             for name in (f"host/{host}", "cluster")
         ]
         self.workers = LocalWorkers(
             store=self.store,
-            seat=seats[0],
+            seat=self.seats[0],
             host=host,
             run_dir=data_dir / "run",
             orphan_grace_s=settings.workers.orphan_grace_s,
             stop_grace_s=settings.workers.stop_grace_s,
             clock=clock,
         )
-        self.catalogue = Catalogue(store=self.store, seat=seats[0], clock=clock)
-        sources = ArtifactSources(
+        self.sources = ArtifactSources(
             data_dir / "blobs",
             allowed_roots=[config.path(root) for root in settings.security.allowed_model_roots],
             base_dir=config.source_base,
             size_limit_bytes=SOURCE_LIMIT_BYTES,
         )
-        self.manager = ModelManager(catalogue=self.catalogue, workers=self.workers, sources=sources, limits=Limits())
-        self._sources = sources
-        gateway = Gateway(residents=self.manager, links=self.workers, meter=_Meters(tally, metrics))
-        authenticator = Authenticator(
+        self.catalogue = Catalogue(store=self.store, seat=self.seats[0], clock=clock)
+        self.manager = ModelManager(
+            catalogue=self.catalogue, workers=self.workers, sources=self.sources, limits=Limits()
+        )
+        self.authenticator = Authenticator(
             store=self.store, data_dir=data_dir, clock=clock, require_key=settings.security.require_key
         )
-        workforce = Workforce(self.workers)
-        services = Services(
-            authenticator=authenticator,
-            inference=InferenceService(gateway=gateway, catalogue=self.catalogue, manager=self.manager, tally=tally),
-            models=ModelsService(catalogue=self.catalogue, manager=self.manager, sources=sources, workforce=workforce),
-            system=SystemService(
-                replica=self.replica, store=self.store, seats=[*seats], workforce=workforce, metrics=metrics
-            ),
-        )
         self.rest = RestServer(
-            services, host=settings.server.host, port=settings.server.rest_port,
+            self._services(),
+            host=settings.server.host,
+            port=settings.server.rest_port,
             body_limit_bytes=settings.server.body_limit_bytes,
-        )  # fmt: skip
-        self._stack = Stack(
-            [
-                self.store,
-                *seats,
-                authenticator,
-                self.workers,
-                self.catalogue,
-                _Configured(self),
-                self.manager,
-                self.rest,
-            ]
+        )
+        parts = [self.authenticator, self.workers, self.catalogue, _Configured(self), self.manager, self.rest]
+        self._stack = Stack([self.store, *self.seats, *parts])
+
+    def _services(self) -> Services:
+        metrics, tally, workforce = Metrics(version=__version__), Tally(), Workforce(self.workers)
+        gateway = Gateway(residents=self.manager, links=self.workers, meter=_Meters(tally, metrics))
+        return Services(
+            authenticator=self.authenticator,
+            inference=InferenceService(gateway=gateway, catalogue=self.catalogue, manager=self.manager, tally=tally),
+            models=ModelsService(
+                catalogue=self.catalogue, manager=self.manager, sources=self.sources, workforce=workforce
+            ),
+            system=SystemService(
+                replica=self.replica, store=self.store, seats=self.seats, workforce=workforce, metrics=metrics
+            ),
         )
 
     async def run(self, ready: Callable[["Coordinator"], None], *, stop_workers: bool) -> None:
@@ -153,7 +149,7 @@ class Coordinator:
 
     async def register(self, name: str, spec: ModelSpec) -> None:
         """Register one model on the operator's word."""
-        self._sources.check(spec.source, trusted=True)
+        self.sources.check(spec.source, trusted=True)
         await self.catalogue.add(name, spec, actor="config")
 
     def _signalled(self) -> None:

@@ -1,6 +1,7 @@
 """schemathesis reads `/openapi.json` and looks for requests the coordinator answers otherwise than it says."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,8 @@ def test_the_document_holds(judge: Callable[..., str], coordinator: Coordinator)
     judge(
         "schemathesis",
         "st",
+        "--config-file",
+        str(Path(__file__).with_name("schemathesis.toml")),
         "run",
         f"{coordinator.url}/openapi.json",
         "--header",

@@ -347,8 +347,11 @@ async def test_a_damaged_copy_is_fetched_again(sources: ArtifactSources, server:
     os.truncate(artifact.path, 10)
     with pytest.raises(LoadFailed):
         await sources.verify(artifact)
-    again = await fetch(sources, server.url)
-    assert content(again) == CONTENT
+    for source in (server.url, f"{server.url}/other"):
+        os.chmod(artifact.path, 0o600)
+        os.truncate(artifact.path, 10)
+        again = await fetch(sources, source, sha256=None if source == server.url else SHA256)
+        assert content(again) == CONTENT
     await sources.verify(artifact)
 
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 import psutil
@@ -59,7 +59,7 @@ class SystemService:
     """Workers, events, health and metrics of this replica."""
 
     def __init__(
-        self, *, replica: Replica, store: Store, seats: list[HeldSeat], workforce: Workforce, metrics: Metrics
+        self, *, replica: Replica, store: Store, seats: Sequence[HeldSeat], workforce: Workforce, metrics: Metrics
     ) -> None:
         self._replica = replica
         self._store = store

@@ -60,7 +60,7 @@ class ArtifactSources:
         if isinstance(source, FileSource):
             return await in_thread(partial(self._take, source, expected), progress)
         async with self._blobs.exclusive(source.key) as folder:
-            here = await in_thread(lambda _: self._recall(source, expected))
+            here = await in_thread(partial(self._recall, source, expected))
             if here is not None:
                 return here
             fetched = await self._bring(source, folder, expected is not None, progress)
@@ -108,9 +108,12 @@ class ArtifactSources:
             raise failed(f"{path} has sha256 {sha256} where {expected} was expected; check the file and the hash")
         return Artifact(path=str(path), sha256=sha256, size_bytes=found.size_bytes, modified_at=found.modified_at)
 
-    def _recall(self, source: RemoteSource, expected: str | None) -> Artifact | None:
+    def _recall(self, source: RemoteSource, expected: str | None, job: Job) -> Artifact | None:
         with disk_errors("looking for the files of earlier downloads"):
-            return self._blobs.recall(source.key) if expected is None else self._blobs.find(expected)
+            known = self._blobs.recall(source.key)
+            if expected is None or (known is not None and known.sha256 == expected):
+                return known
+            return self._blobs.find(expected, job)
 
     async def _bring(
         self, source: WheelSource | WebSource | HubSource, folder: Path, hashed: bool, progress: Progress

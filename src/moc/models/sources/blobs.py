@@ -59,25 +59,29 @@ class Blobs:
             with disk_errors("preparing the folder for downloads"):
                 await in_thread(lambda _: folder.mkdir(parents=True, exist_ok=True))
             yield folder
-        finally:
-            with contextlib.suppress(OSError):  # not empty: an interrupted fetch
+            with contextlib.suppress(FileNotFoundError):  # taken away with what was in it
                 folder.rmdir()
+        finally:
             os.close(lock)
 
-    def find(self, sha256: str) -> Artifact | None:
-        """The blob with this content, if it is here."""
+    def find(self, sha256: str, job: Job) -> Artifact | None:
+        """The blob with this content, if it is here; reads all of it to be sure."""
         try:
-            return self._artifact(sha256, measure(self._path(sha256)))
+            found, size = hash_of(self._path(sha256), job)
         except (FileNotFoundError, LoadFailed):
             return None
+        return self._artifact(sha256, size) if found == sha256 else None
 
     def recall(self, key: str) -> Artifact | None:
-        """What the source `key` was when it was fetched, if that is still here and whole."""
+        """What the source `key` was when it was fetched, if that is still here in its full size."""
         known = _read(self._note(key))
-        artifact = self.find(known.sha256) if known is not None else None
-        return (
-            artifact if artifact is not None and known is not None and artifact.size_bytes == known.size_bytes else None
-        )
+        if known is None:
+            return None
+        try:
+            found = measure(self._path(known.sha256))
+        except (FileNotFoundError, LoadFailed):
+            return None
+        return self._artifact(known.sha256, found) if found.size_bytes == known.size_bytes else None
 
     def keep(self, staged: Path, *, key: str, source: str, expected: str | None, job: Job) -> Artifact:
         """Make what was fetched for `key` a blob, durably, and remember that it is; empties the folder of `key`.
