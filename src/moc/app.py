@@ -96,8 +96,8 @@ class Coordinator:
             port=settings.server.rest_port,
             body_limit_bytes=settings.server.body_limit_bytes,
         )
-        parts = [self.authenticator, self.workers, self.catalogue, _Configured(self), self.manager, self.rest]
-        self._stack = Stack([self.store, *self.seats, *parts])
+        features = (self.authenticator, self.workers, self.catalogue, _Configured(self), self.manager)
+        self._stack = Stack([self.store, *self.seats, *features, self.rest])
 
     def _services(self) -> Services:
         metrics, tally, workforce = Metrics(version=__version__), Tally(), Workforce(self.workers)

@@ -109,6 +109,15 @@ async def test_errors_have_the_shape_of_their_protocol(
     assert ("allow" in answer.headers) == (status == 405)
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/api/v1/models", "GET, POST"), ("/api/v1/models/echo", "DELETE, GET"), (INFER, "POST"), ("/livez", "GET")],
+)
+async def test_a_wrong_method_is_told_every_right_one(rest_client: httpx.AsyncClient, path: str, allowed: str) -> None:
+    answer = await rest_client.put(path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
 async def test_a_sane_request_id_is_kept_and_another_replaced(rest_client: httpx.AsyncClient) -> None:
     kept = await rest_client.get("/health", headers={"x-moc-request-id": "trace-7"})
     assert kept.headers["x-moc-request-id"] == "trace-7"

@@ -59,7 +59,7 @@ class Blobs:
             with disk_errors("preparing the folder for downloads"):
                 await in_thread(lambda _: folder.mkdir(parents=True, exist_ok=True))
             yield folder
-            with contextlib.suppress(FileNotFoundError):  # taken away with what was in it
+            with contextlib.suppress(OSError):  # gone with what was in it, or kept with what is
                 folder.rmdir()
         finally:
             os.close(lock)

@@ -1,6 +1,7 @@
 """The ASGI application: the inference protocols, the management API, and the gate before both."""
 
 import asyncio
+from http import HTTPStatus
 from typing import Final, cast
 
 import msgspec
@@ -8,8 +9,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import Response
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
-from starlette.routing import Router
+from starlette.routing import Router, compile_path
 from starlette.types import ASGIApp
 
 from moc.kernel.errors import InvalidRequest, MocError
@@ -90,10 +92,23 @@ def _management(
 
 async def _refused(request: Request, error: Exception) -> Response:
     exchange: Exchange = request.scope[EXCHANGE]
+    if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        error = HTTPException(error.status_code, headers={"Allow": ", ".join(sorted(_methods(request)))})
     failure = failure_of(error, exchange)
     answer = Response(failure.body, failure.status, media_type="application/json")
     answer.raw_headers.extend(failure.headers)
     return answer
+
+
+def _methods(request: Request) -> set[str]:
+    """Every method of the path that was asked; the router tells only those of the first route that has it."""
+    path = request.scope["path"]
+    routes = [
+        route
+        for route in iter_route_contexts(request.app.routes)
+        if route.path is not None and compile_path(route.path)[0].match(path)
+    ]
+    return {method for route in routes for method in route.methods or ()}
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
