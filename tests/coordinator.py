@@ -5,8 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +27,13 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@contextmanager
+def short_home() -> Iterator[Path]:
+    """A data directory whose path is short enough for sockets to lie in it, and gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="moc-") as folder:
+        yield Path(folder) / "data"
 
 
 def eventually(look: Callable[[], T], *, timeout_s: float = 30.0, what: str = "") -> T:

@@ -15,8 +15,8 @@ from moc.models.catalogue import Catalogue
 from moc.models.manager import Limits as ManagerLimits
 from moc.models.manager import ModelManager
 from moc.models.model import ModelSpec
-from moc.models.ports import Worker
-from moc.resilience.deadline import NEVER
+from moc.models.ports import Launch, Worker
+from moc.resilience.deadline import NEVER, Deadline
 from moc.security.identity import ADMIN_KEY_FILE, Authenticator
 from moc.service.inference import InferenceService, Tally
 from moc.service.models import ModelsService
@@ -94,9 +94,17 @@ class EchoLink(FakeLink):
 
 
 class Crew(FakeWorkers):
-    """Fails to list its workers while `fault` is set."""
+    """Fails to list its workers while `fault` is set; `asked` is set by a start that `gate` holds back."""
 
-    fault: Exception | None = None
+    def __init__(self, *, info: Info) -> None:
+        super().__init__(info=info)
+        self.fault: Exception | None = None
+        self.asked = asyncio.Event()
+
+    async def start_worker(self, launch: Launch, deadline: Deadline) -> Worker:
+        if not self.gate.is_set():
+            self.asked.set()
+        return await super().start_worker(launch, deadline)
 
     def workers(self) -> list[Worker]:
         if self.fault is not None:

@@ -150,7 +150,7 @@ class Coordinator:
     async def register(self, name: str, spec: ModelSpec) -> None:
         """Register one model on the operator's word."""
         self.sources.check(spec.source, trusted=True)
-        await self.catalogue.add(name, spec, actor="config")
+        await self.manager.add(name, spec, actor="config")
 
     def _signalled(self) -> None:
         if self._ended.is_set():

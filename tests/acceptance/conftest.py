@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.coordinator import Coordinator
+from tests.coordinator import Coordinator, short_home
 from tests.models import silero_path, smollm2_path
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +32,13 @@ def models() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def coordinator(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Any]) -> Iterator[Coordinator]:
-    running = Coordinator(tmp_path_factory.mktemp("acceptance") / "data", config={"models": models})
+def coordinator(models: dict[str, Any]) -> Iterator[Coordinator]:
+    with short_home() as data_dir:
+        yield from served(Coordinator(data_dir, config={"models": models}))
+
+
+def served(running: Coordinator) -> Iterator[Coordinator]:
+    """Start it, and end it with everything it left running."""
     try:
         yield running.start()
     finally:

@@ -11,21 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.acceptance.conftest import EXAMPLES
-from tests.coordinator import MOC, Coordinator
+from tests.acceptance.conftest import EXAMPLES, served
+from tests.coordinator import MOC, Coordinator, short_home
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coordinator]:
+def own() -> Iterator[Coordinator]:
     """A coordinator with no models, whose models folder has the examples."""
-    running = Coordinator(tmp_path_factory.mktemp("cli") / "data")
-    try:
-        running.start()
+    with short_home() as data_dir:
+        (data_dir / "models").mkdir(parents=True)
         for example in EXAMPLES.glob("*.py"):
-            shutil.copy(example, running.data_dir / "models")
-        yield running
-    finally:
-        running.close()
+            shutil.copy(example, data_dir / "models")
+        yield from served(Coordinator(data_dir))
 
 
 def run(coordinator: Coordinator, *arguments: str) -> str:

@@ -1,13 +1,12 @@
 """A coordinator of its own for each test, with small real models."""
 
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.coordinator import Coordinator
+from tests.coordinator import Coordinator, short_home
 from tests.models import smollm2_path
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
@@ -30,9 +29,8 @@ def models() -> dict[str, Any]:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A data directory whose path is short enough for sockets to lie in it."""
-    with tempfile.TemporaryDirectory(prefix="moc-") as folder:
-        yield Path(folder) / "data"
+    with short_home() as data_dir:
+        yield data_dir
 
 
 @pytest.fixture

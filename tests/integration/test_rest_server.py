@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from moc.kernel.errors import Conflict, InvalidRequest
 from moc.transports.rest.limits import Limits
@@ -233,6 +234,23 @@ async def test_stopping_cuts_off_what_does_not_end(impatient: RestStack) -> None
         with contextlib.suppress(ConnectionResetError):
             assert await asking.rest() == b""
     assert link.cancelled == 1
+
+
+async def test_stopping_cuts_off_a_load_without_an_alarm(
+    impatient: RestStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    await impatient.load()
+    impatient.workers.gate.clear()
+    async with wire(impatient) as asking:
+        head = f"Host: localhost\r\nX-API-Key: {impatient.key}\r\nContent-Length: 0\r\n\r\n"
+        asking.send(f"POST /api/v1/models/echo/unload HTTP/1.1\r\n{head}")
+        assert " 200 " in await asking.head()
+        asking.send(f"POST /api/v1/models/echo/load HTTP/1.1\r\n{head}")
+        await impatient.workers.asked.wait()
+        with capture_logs() as logs:
+            await impatient.rest.stop()
+    assert logs == []
+    assert caplog.records == []
 
 
 async def test_its_address_is_one_a_client_can_use(rest_stack: RestStack) -> None:

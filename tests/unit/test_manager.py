@@ -10,6 +10,7 @@ from moc.kernel.errors import Conflict, DeadlineExceeded, LoadFailed, NotFound, 
 from moc.models.catalogue import Catalogue
 from moc.models.manager import Limits, ModelManager
 from moc.models.model import MOVES, ModelSpec, State, digest_of, parse_reference
+from moc.models.ports import Launch, Worker
 from moc.resilience.deadline import NEVER, Deadline
 from moc.store.memory import MemoryStore
 from moc.testing.seat import FakeSeat
@@ -22,10 +23,10 @@ FAST = Limits(backoff_s=0.01, backoff_max_s=0.02, restarts_max=2, drain_timeout_
 class House:
     """A manager with everything it needs, over one store."""
 
-    def __init__(self, store: MemoryStore, limits: Limits = FAST) -> None:
+    def __init__(self, store: MemoryStore, limits: Limits = FAST, workers: FakeWorkers | None = None) -> None:
         self.store = store
         self.seat = FakeSeat(store)
-        self.workers = FakeWorkers()
+        self.workers = workers or FakeWorkers()
         self.sources = FakeSources()
         self.catalogue = Catalogue(store=store, seat=self.seat, clock=SystemClock())
         self.manager = ModelManager(catalogue=self.catalogue, workers=self.workers, sources=self.sources, limits=limits)
@@ -179,6 +180,25 @@ async def test_a_crashed_worker_comes_back_until_it_crashes_too_often(house: Hou
     assert failure.value.reason == "runtime_unhealthy"
 
 
+async def test_a_worker_that_dies_before_it_is_announced_is_replaced(house: House) -> None:
+    await house.add()
+
+    class Dying(FakeWorkers):
+        async def start_worker(self, launch: Launch, deadline: Deadline) -> Worker:
+            worker = await super().start_worker(launch, deadline)
+            if self.starts == 1:
+                self.crash(worker.id)
+            return worker
+
+    await house.manager.stop()
+    await house.store.leave_seat((await house.store.seats())[0])
+    successor = House(house.store, workers=Dying())
+    await successor.start()
+    await successor.manager.ensure_ready("a", NEVER)
+    await turn(lambda: successor.workers.starts == 2 and successor.manager.find("a") is not None)
+    await successor.manager.stop()
+
+
 async def test_the_next_coordinator_adopts_what_runs_and_reloads_what_does_not(house: House) -> None:
     await house.add("kept")
     await house.add("lost")
@@ -259,6 +279,24 @@ async def test_a_version_whose_files_changed_is_refused(house: House) -> None:
     changed = type(entry.version.artifact)(path="x", sha256="other", size_bytes=1, modified_at=0)
     with pytest.raises(Conflict, match="new version"):
         await house.catalogue.pulled(entry, changed)
+
+
+async def test_a_file_that_changed_makes_a_new_version_when_it_is_added_again(house: House) -> None:
+    await house.add()
+    await house.manager.pull("a", NEVER)
+    house.sources.changed.add("file:a.py")
+    with pytest.raises(LoadFailed, match="changed"):
+        await house.manager.load("a", NEVER, actor="test")
+    await house.add()
+    assert house.catalogue.entry("a").version.version == 2
+
+
+async def test_files_of_ours_that_are_gone_are_fetched_again(house: House) -> None:
+    await house.add(spec=ModelSpec(runtime="python", source="pypi:a==1#a.py"))
+    await house.manager.pull("a", NEVER)
+    house.sources.changed.add("pypi:a==1#a.py")
+    await house.manager.load("a", NEVER, actor="test")
+    assert house.sources.fetched == ["pypi:a==1#a.py"] * 2
 
 
 async def test_what_is_stored_is_what_is_read(house: House) -> None:

@@ -102,8 +102,8 @@ class Catalogue:
             raise NotFound(f"model {name!r} has no version {number}; it has {there}")
         return versions.entries[number]
 
-    async def add(self, name: str, spec: ModelSpec, *, actor: str) -> Entry:
-        """Register `spec` as the next version of `name`; the newest version again if its spec is the same."""
+    async def add(self, name: str, spec: ModelSpec, *, actor: str, anew: bool = False) -> Entry:
+        """Register `spec` as the next version of `name`; unless `anew`, the newest again if its spec is the same."""
         if NAME.fullmatch(name) is None:
             raise InvalidRequest(
                 f"not a model name: {name[:150]!r}; use up to 128 letters, digits, '.', '_' and '-', "
@@ -111,7 +111,7 @@ class Catalogue:
             )
         versions = self._cache.get(name) or _Versions()
         newest = versions.entries.get(max(versions.entries, default=0))
-        if newest is not None and newest.version.spec == spec:
+        if newest is not None and newest.version.spec == spec and not anew:
             return newest
         number = versions.last_version + 1
         now = self._clock.wall()

@@ -17,7 +17,7 @@ from moc.kernel.errors import Conflict, DeadlineExceeded, LoadFailed, MocError, 
 from moc.kernel.events import Event
 from moc.models.catalogue import Catalogue, Entry
 from moc.models.model import Artifact, FailReason, ModelSpec, State, parse_reference
-from moc.models.ports import Launch, Sources, Worker, Workers
+from moc.models.ports import Launch, Progress, Sources, Worker, Workers
 from moc.models.resident import Resident
 from moc.resilience.deadline import NEVER, Deadline
 
@@ -25,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 SWEEP_INTERVAL_S = 0.5
 IDLE = "IdleTimeout"
+IN_PLACE = "file:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,13 +152,27 @@ class ModelManager:
     # what operators ask
 
     async def add(self, name: str, spec: ModelSpec, *, actor: str) -> Entry:
-        """Register a version; `name` means the newest one from now on."""
-        entry = await self._catalogue.add(name, spec, actor=actor)
+        """Register a version; `name` means the newest one from now on.
+
+        The newest one's spec again is that version again, unless it is made of a file that has changed since.
+        """
+        entry = await self._catalogue.add(name, spec, actor=actor, anew=await self._has_changed(name, spec))
         self._found.pop(name, None)
         newest = self._slot(entry)
         if newest.resident is not None:
             self._found[name] = newest.resident
         return entry
+
+    async def _has_changed(self, name: str, spec: ModelSpec) -> bool:
+        versions = self._catalogue.versions(name)
+        artifact = versions[-1].version.artifact if versions else None
+        if artifact is None or versions[-1].version.spec != spec or not spec.source.startswith(IN_PLACE):
+            return False
+        try:
+            await self._sources.verify(artifact)
+        except LoadFailed:
+            return True
+        return False
 
     async def pull(self, reference: str, deadline: Deadline) -> Entry:
         """Bring a version's files here; returns at once when they are."""
@@ -268,8 +283,9 @@ class ModelManager:
             if entry.status.state is not State.LOADING:
                 await self._catalogue.move(entry, State.LOADING, reason=reason, actor=actor)
             try:
+                artifact = await self._pull(slot)
                 async with asyncio.timeout(self._limits.load_timeout_s):
-                    worker = await self._launch(slot)
+                    worker = await self._launch(slot, artifact)
             except asyncio.CancelledError:
                 if not self._stopping:  # else it stays `loading`, and the next coordinator loads it
                     await self._catalogue.move(entry, State.REGISTERED, reason="Cancelled", worker_id="")
@@ -288,9 +304,7 @@ class ModelManager:
             )
             return self._publish(slot, worker)
 
-    async def _launch(self, slot: _Slot) -> Worker:
-        artifact = await self._pull(slot)
-        await self._sources.verify(artifact)
+    async def _launch(self, slot: _Slot, artifact: Artifact) -> Worker:
         version = slot.entry.version
         launch = Launch(
             model=version.reference,
@@ -320,21 +334,34 @@ class ModelManager:
             )
 
     async def _pull(self, slot: _Slot) -> Artifact:
+        """The version's files, as they were hashed; fetched again when the coordinator's copy is gone."""
         entry = slot.entry
         if entry.version.artifact is not None:
-            return entry.version.artifact
-        told = [time.monotonic()]
-
-        def progress(done: int, total: int | None) -> None:
-            if time.monotonic() - told[0] >= 1.0:
-                told[0] = time.monotonic()
-                data = {"done_bytes": done, "total_bytes": total}
-                event = Event(kind="model.pulling", subject=entry.version.reference, data=data)
-                self._spawn(self._catalogue.note(event))
-
-        artifact = await self._sources.fetch(entry.version.spec, progress)
+            try:
+                await self._sources.verify(entry.version.artifact)
+            except LoadFailed:
+                if entry.version.spec.source.startswith(IN_PLACE):
+                    raise
+            else:
+                return entry.version.artifact
+        artifact = await self._sources.fetch(entry.version.spec, self._pull_progress(entry))
         await self._catalogue.pulled(entry, artifact)
         return artifact
+
+    def _pull_progress(self, entry: Entry) -> Progress:
+        """Tells of a pull in events, one a second."""
+        told = time.monotonic()
+
+        def progress(done: int, total: int | None) -> None:
+            nonlocal told
+            if time.monotonic() - told >= 1.0:
+                told = time.monotonic()
+                data = {"done_bytes": done, "total_bytes": total}
+                self._spawn(
+                    self._catalogue.note(Event(kind="model.pulling", subject=entry.version.reference, data=data))
+                )
+
+        return progress
 
     def _publish(self, slot: _Slot, worker: Worker) -> Resident:
         version = slot.entry.version
@@ -350,6 +377,8 @@ class ModelManager:
         self._found[version.reference] = resident
         if self._catalogue.entry(version.name) is slot.entry:
             self._found[version.name] = resident
+        if all(held.id != worker.id for held in self._workers.workers()):
+            self._lost(worker, "ended right after it was ready")  # before anybody could be told
         return resident
 
     def _withdraw(self, slot: _Slot) -> None:

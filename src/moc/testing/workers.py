@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from moc.inference.request import Info, Reply, Request
-from moc.kernel.errors import MocError, WorkerLost
+from moc.kernel.errors import LoadFailed, MocError, WorkerLost
 from moc.kernel.ids import new_id
 from moc.models.model import Artifact, ModelSpec
 from moc.models.ports import Launch, Progress, Worker
@@ -157,10 +157,11 @@ class FakeWorkers:
 
 
 class FakeSources:
-    """Every source is a file of one byte that is here already; `error` makes fetching fail."""
+    """Every source is a file of one byte that is here already; `error` makes fetching fail, `changed` verifying."""
 
     def __init__(self) -> None:
         self.error: MocError | None = None
+        self.changed: set[str] = set()
         self.fetched: list[str] = []
         self.discarded: list[str] = []
 
@@ -172,10 +173,13 @@ class FakeSources:
         if self.error is not None:
             raise self.error
         self.fetched.append(spec.source)
+        self.changed.discard(spec.source)
         return Artifact(path=spec.source, sha256=f"{hash(spec.source):x}", size_bytes=1, modified_at=0.0)
 
     async def verify(self, artifact: Artifact) -> None:
-        """Never changed."""
+        """LoadFailed for a path in `changed`."""
+        if artifact.path in self.changed:
+            raise LoadFailed(f"{artifact.path} is gone or changed", reason="load_failed")
 
     async def discard(self, artifact: Artifact) -> None:
         """Remembered."""

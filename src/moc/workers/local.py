@@ -42,6 +42,7 @@ MEASURE_INTERVAL_S = 3.0
 TERM_GRACE_S = 2.0
 THREADS = 16
 TELLING = re.compile(r"error|fail|invalid|unable|cannot|exception|unknown|unsupported|not found|no such", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(r"out of memory|(failed to|cannot) allocate|bad_alloc", re.IGNORECASE)
 CONSEQUENCE = re.compile(r"exiting due to|failed to load model|could not load model", re.IGNORECASE)
 
 
@@ -224,8 +225,10 @@ class LocalWorkers:
         held.link = await self._connect(held)
         info = await held.link.loaded()
         held.worker = replace(held.worker, state="ready", info=_builtins(info))
-        await self._record(held, self._event(held, "worker.ready"))
         held.memory_bytes = await self._in_thread(held.process.memory_bytes)
+        await self._record(held, self._event(held, "worker.ready"))
+        if not held.link.alive:
+            raise WorkerLost(f"worker {held.worker.id} died as soon as it was ready", sent=False)
 
     async def _connect(self, held: _Held) -> WorkerLink:
         hello = Hello(held.token, self._seat.term, self._holder)
@@ -239,7 +242,7 @@ class LocalWorkers:
         if isinstance(error, TimeoutError):
             return DeadlineExceeded(f"{model} was not loaded in time; allow more time")
         if isinstance(error, OSError):
-            return LoadFailed(f"no worker can be started for {model}: {error}", reason="load_failed")
+            return LoadFailed(f"no worker can be started for {model}: {error.strerror or error}", reason="load_failed")
         if isinstance(error, WorkerLost) and held.process is not None:
             await self._in_thread(held.process.wait, DEATH_TIMEOUT_S)
             error = LoadFailed(
@@ -248,10 +251,12 @@ class LocalWorkers:
         if not isinstance(error, LoadFailed):
             return error
         lines = held.folder.log_tail()
-        message, telling = error.message, _telling(lines)
-        if error.reason == "load_failed" and telling and telling not in message:
+        message, reason, telling = error.message, error.reason, _telling(lines)
+        if reason == "load_failed" and telling and telling not in message:
             message = f"{message}: {telling.replace(launch.path, Path(launch.path).name)}"
-        return LoadFailed(message, reason=error.reason, details={**error.details, "log": lines})
+        if reason == "load_failed" and OUT_OF_MEMORY.search(message):
+            reason = "out_of_memory"
+        return LoadFailed(message, reason=reason, details={**error.details, "log": lines})
 
     # adopting
 
@@ -282,6 +287,8 @@ class LocalWorkers:
             held.link.close()
             del self._held[worker.id]
             raise
+        if held.process is not None:
+            held.memory_bytes = await self._in_thread(held.process.memory_bytes)
         return held.worker
 
     def _clear_strays(self, known: set[str]) -> None:

@@ -42,9 +42,12 @@ START_TOLERANCE_S = 0.05
 
 
 def clean_environment() -> dict[str, str]:
-    """What a worker is given of this process's environment, and what keeps its threads from spinning."""
+    """What a worker is given of this process's environment.
+
+    And what keeps its threads from spinning, and Python from writing into a model's folder.
+    """
     kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith("LC_")}
-    return {**kept, "OMP_WAIT_POLICY": "passive"}
+    return {**kept, "OMP_WAIT_POLICY": "passive", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 class Process:

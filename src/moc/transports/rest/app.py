@@ -41,7 +41,7 @@ def build(services: Services, *, limits: Limits, hosts: frozenset[str] | None, c
     `hosts`, when given, are the only names it may be called by; event streams end when `closing` is set.
     """
     protocols = protocol_operations(services)
-    public = frozenset(operation.path for operation in protocols if operation.public) | frozenset(operations.PUBLIC)
+    public = frozenset(operation.path for operation in protocols if operation.public) | operations.PUBLIC
     return Gate(
         services.authenticator,
         limits=limits,
@@ -49,6 +49,7 @@ def build(services: Services, *, limits: Limits, hosts: frozenset[str] | None, c
         management=_management(services, closing, protocols, public),
         public=public,
         hosts=hosts,
+        closing=closing,
     )
 
 

@@ -36,6 +36,14 @@ _SCHEMES: Final = {
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 
+_HEADER_LENGTH: Final = {
+    "name": "Inference-Header-Content-Length",
+    "in": "header",
+    "required": False,
+    "description": "How many bytes of the body are JSON; binary tensors follow them.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+
 
 def document(app: FastAPI, operations: Sequence[Operation], public: frozenset[str]) -> dict[str, Any]:
     """OpenAPI 3.1 for every route; those of `public` need no key."""
@@ -102,15 +110,6 @@ def _describe(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
         described["requestBody"] = {"required": not operation.optional_body, "content": content}
         described["parameters"].append(DEADLINE_HEADER)
     return described
-
-
-_HEADER_LENGTH: Final = {
-    "name": "Inference-Header-Content-Length",
-    "in": "header",
-    "required": False,
-    "description": "How many bytes of the body are JSON; binary tensors follow them.",
-    "schema": {"type": "integer", "minimum": 0},
-}
 
 
 def _path_parameter(name: str) -> dict[str, Any]:

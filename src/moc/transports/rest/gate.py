@@ -28,7 +28,8 @@ class Gate:
     """An ASGI application in front of two others: one for the inference protocols, one for the rest.
 
     `hosts`, when given, are the only names the server may be called by: a page of another site that had
-    its own name pointed at this machine would call it by that name. `public` paths need no key.
+    its own name pointed at this machine would call it by that name. `public` paths need no key. Requests that
+    are cancelled once `closing` is set end in silence: their connections are gone.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class Gate:
         management: ASGIApp,
         public: frozenset[str],
         hosts: frozenset[str] | None,
+        closing: asyncio.Event,
     ) -> None:
         self._authenticator = authenticator
         self._limits = limits
         self._protocols = protocols
         self._management = management
         self._public = public
+        self._closing = closing
         self._hosts = None if hosts is None else frozenset(host.encode("ascii") for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,7 +65,7 @@ class Gate:
         except Disconnected:
             return
         except asyncio.CancelledError:
-            if not exchange.gone:
+            if not (exchange.gone or self._closing.is_set()):
                 raise
         except Exception as error:
             log.error("request failed", request_id=exchange.request_id, path=scope["path"], exc_info=error)

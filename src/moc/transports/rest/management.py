@@ -1,7 +1,7 @@
 """The management API under /api/v1: models, workers, events, the system."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -251,6 +251,8 @@ async def _event_stream(
         closed.cancel()
         coming.cancel()
         await asyncio.gather(closed, coming, return_exceptions=True)
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()
 
 
 def _json(value: Any, status: int = 200) -> Response:

@@ -11,7 +11,7 @@ from moc.service.services import Services
 from moc.service.system import METRICS_CONTENT_TYPE
 from moc.transports.rest.management import Call
 
-PUBLIC: Final = ("/livez", "/readyz")
+PUBLIC: Final = frozenset({"/livez", "/readyz"})
 """Probes need no key: what asks them has none."""
 
 _UNAVAILABLE: Final = 503

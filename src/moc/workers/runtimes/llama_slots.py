@@ -1,6 +1,7 @@
 """Requests to a llama.cpp engine that runs in this process."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -77,8 +78,9 @@ class LlamaSlots:
         body = bytes(request.body) if fields.get("stream") == _TRUE else _encode({**fields, "stream": _TRUE})
         feed = Feed()
         self._threads.submit(_pour, self._handler(request), body, feed)
-        async for chunk in feed.chunks():
-            yield chunk
+        async with contextlib.aclosing(feed.chunks()) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def close(self) -> None:
         # ending the engine in the middle of a request hangs; the end of the process does not

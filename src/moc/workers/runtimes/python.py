@@ -23,11 +23,12 @@ Option `class` names the class; otherwise it is `Model`, or the only class in th
 """
 
 import asyncio
+import contextlib
 import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, get_args
 
@@ -111,14 +112,16 @@ class Python:
         made = self._instance.stream(_decode(request))
         if inspect.isawaitable(made):
             made = await made
-        if isinstance(made, AsyncIterable):
-            async for chunk in made:
-                yield self._encoder.encode(chunk)
+        if isinstance(made, AsyncGenerator):
+            async with contextlib.aclosing(made):
+                async for chunk in made:
+                    yield self._encoder.encode(chunk)
             return
         feed = Feed()
         self._threads.submit(self._pour, made, feed)
-        async for data in feed.chunks():
-            yield data
+        async with contextlib.aclosing(feed.chunks()) as chunks:
+            async for data in chunks:
+                yield data
 
     async def close(self) -> None:
         if hasattr(self._instance, "close"):

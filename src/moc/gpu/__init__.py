@@ -1,0 +1,1 @@
+"""Device memory: what there is, who holds it, who gets it next. A byte has exactly one holder."""

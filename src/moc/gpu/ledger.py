@@ -1,0 +1,93 @@
+"""Who holds which bytes. Pure: facts in, numbers out.
+
+Every byte of a device is free, charged to one holder, or unmanaged (in use by processes nobody declared).
+A charge is made before its holder starts, and taken back only when its process is dead and the device
+says so. What is unmanaged is never given away.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from moc.gpu.device import DeviceState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """Bytes of one device that belong to one holder (`model:smollm2@1`, `lease:lse-…`, `quarantine:…`)."""
+
+    holder: str
+    device: str
+    bytes: int
+    priority: int = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """One device's side of the ledger. `limit_bytes` is the soft limit: charges and unmanaged never pass it."""
+
+    device: str
+    kind: str
+    capacity_bytes: int
+    limit_bytes: int
+    unmanaged_bytes: int = 0
+    state: DeviceState = DeviceState.ONLINE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What somebody wants: `bytes` on one device of `devices` (`auto`, a kind, or a list of ids)."""
+
+    holder: str
+    bytes: int
+    devices: str | tuple[str, ...] = "auto"
+    priority: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """A snapshot: accounts by device id, and every charge."""
+
+    accounts: Mapping[str, Account]
+    charges: tuple[Charge, ...] = ()
+
+    def charged_bytes(self, device: str) -> int:
+        """All that is charged on a device."""
+        return sum(charge.bytes for charge in self.charges if charge.device == device)
+
+    def free_bytes(self, device: str) -> int:
+        """What may still be charged on a device; negative when outside processes took what was charged."""
+        account = self.accounts[device]
+        return account.limit_bytes - account.unmanaged_bytes - self.charged_bytes(device)
+
+    def with_charge(self, charge: Charge) -> "Ledger":
+        """The ledger after one more charge."""
+        return replace(self, charges=(*self.charges, charge))
+
+    def without(self, holders: Iterable[str]) -> "Ledger":
+        """The ledger after these holders gave all they had back."""
+        gone = set(holders)
+        return replace(self, charges=tuple(charge for charge in self.charges if charge.holder not in gone))
+
+    def candidates(self, demand: Demand) -> list[Account]:
+        """The accounts the demand may be put on: online, and of a kind or id it accepts.
+
+        `auto` prefers accelerators: main memory and declared devices only when there is no `cuda` device.
+        """
+        online = [account for account in self.accounts.values() if account.state is DeviceState.ONLINE]
+        if demand.devices != "auto":
+            wanted = (demand.devices,) if isinstance(demand.devices, str) else demand.devices
+            return [account for account in online if account.device in wanted or account.kind in wanted]
+        for kind in ("cuda", "declared", "host"):
+            if any(account.kind == kind for account in self.accounts.values()):
+                return [account for account in online if account.kind == kind]
+        return []
+
+
+def place(demand: Demand, ledger: Ledger) -> str | None:
+    """The device the demand fits best: the one it leaves the least free; None when it fits nowhere."""
+    fits = [
+        (ledger.free_bytes(account.device) - demand.bytes, account.device)
+        for account in ledger.candidates(demand)
+        if ledger.free_bytes(account.device) >= demand.bytes
+    ]
+    return min(fits)[1] if fits else None

@@ -1,0 +1,30 @@
+"""No test leaves a worker or its folder behind."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A temporary folder of its own for this run, in which nothing is to be found when it is over."""
+    base = tmp_path_factory.getbasetemp()
+    home = Path(tempfile.mkdtemp(prefix="moc-"))
+    before, os.environ["TMPDIR"], tempfile.tempdir = tempfile.tempdir, str(home), str(home)
+    yield
+    tempfile.tempdir = before
+    workers = [process.pid for process in psutil.process_iter(["cmdline"]) if _is_worker(process, (home, base))]
+    left = [path.name for path in home.iterdir() if path.name.startswith("moc-")]
+    shutil.rmtree(home, ignore_errors=True)
+    assert not workers, f"workers left behind: {workers}"
+    assert not left, f"folders left behind: {left}"
+
+
+def _is_worker(process: psutil.Process, homes: tuple[Path, ...]) -> bool:
+    command = process.info["cmdline"] or ()
+    return "moc.workers.child" in command and any(str(home) in part for part in command for home in homes)
