@@ -1,6 +1,7 @@
 """A host with real worker processes, for tests; what is left of it at the end is a failure."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from moc.models.ports import Launch, Worker
 from moc.resilience.deadline import Deadline
 from moc.store.memory import MemoryStore
 from moc.testing.seat import FakeSeat
+from moc.workers.link import WorkerLink
 from moc.workers.local import LocalWorkers
 from moc.workers.tensors import DTYPES, decode, encode
 from tests.models import EXAMPLES
@@ -137,3 +139,36 @@ def arrays(reply: Reply) -> dict[str, Any]:
         found[tensor.name] = decode(tensor, bytes(reply.body[at : at + tensor.size]))
         at += tensor.size
     return found
+
+
+def link_to(workers: LocalWorkers, worker: Worker) -> WorkerLink:
+    link = workers.link(worker.id)
+    assert link is not None
+    return link
+
+
+def noting(tmp_path: Path, source: str) -> tuple[Launch, Path]:
+    """A model that writes down what happens to it."""
+    notes = tmp_path / "notes"
+    launch = written(tmp_path, source)
+    launch.options["notes"] = str(notes)
+    return launch, notes
+
+
+def reads(notes: Path, text: str) -> bool:
+    return notes.exists() and notes.read_text() == text
+
+
+def is_there(worker: Worker) -> bool:
+    """Whether anything is left of its folder."""
+    return os.path.exists(worker.folder)
+
+
+async def kinds(here: Host) -> list[str]:
+    return [event.kind for event in await here.store.events()]
+
+
+def lost_workers(workers: LocalWorkers) -> "asyncio.Queue[tuple[Worker, str]]":
+    lost: asyncio.Queue[tuple[Worker, str]] = asyncio.Queue()
+    workers.on_lost(lambda worker, why: lost.put_nowait((worker, why)))
+    return lost

@@ -1,11 +1,14 @@
 """A REST server over real services and fake workers."""
 
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from moc.workers.local import LocalWorkers
+from tests.hosted import Host, host
 from tests.rest_stack import RestStack, client, running
 
 
@@ -21,3 +24,15 @@ async def rest_client(rest_stack: RestStack) -> AsyncIterator[httpx.AsyncClient]
     """Talks to `rest_stack` with the admin key."""
     async with client(rest_stack) as made:
         yield made
+
+
+@pytest.fixture
+async def here() -> AsyncIterator[Host]:
+    with tempfile.TemporaryDirectory(prefix="moc-") as short:  # a socket's path must be
+        async with host(Path(short)) as it:
+            yield it
+
+
+@pytest.fixture
+async def workers(here: Host) -> LocalWorkers:
+    return await here.coordinator()

@@ -2,11 +2,8 @@
 
 import asyncio
 import os
-import signal
 import stat
 import struct
-import tempfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +21,29 @@ from moc.kernel.errors import (
     Unimplemented,
     WorkerLost,
 )
-from moc.models.ports import Launch, Worker
+from moc.models.ports import Launch
 from moc.resilience.deadline import Deadline
 from moc.workers.link import WorkerLink
 from moc.workers.local import LocalWorkers
 from moc.workers.wire import Hello
-from tests.hosted import Host, arrays, eventually, example, folders_in, host, processes_of, start, tensors, written
+from tests.hosted import (
+    Host,
+    arrays,
+    eventually,
+    example,
+    folders_in,
+    host,
+    is_there,
+    kinds,
+    link_to,
+    lost_workers,
+    noting,
+    processes_of,
+    reads,
+    start,
+    tensors,
+    written,
+)
 
 NOTHING = Request("chat", b"{}")
 WAITS = """
@@ -60,53 +74,8 @@ class Model:
 """
 
 
-@pytest.fixture
-async def here() -> AsyncIterator[Host]:
-    with tempfile.TemporaryDirectory(prefix="moc-") as short:  # a socket's path must be
-        async with host(Path(short)) as it:
-            yield it
-
-
-@pytest.fixture
-async def workers(here: Host) -> LocalWorkers:
-    return await here.coordinator()
-
-
-def link_to(workers: LocalWorkers, worker: Worker) -> WorkerLink:
-    link = workers.link(worker.id)
-    assert link is not None
-    return link
-
-
-def noting(tmp_path: Path, source: str) -> tuple[Launch, Path]:
-    """A model that writes down what happens to it."""
-    notes = tmp_path / "notes"
-    launch = written(tmp_path, source)
-    launch.options["notes"] = str(notes)
-    return launch, notes
-
-
-def reads(notes: Path, text: str) -> bool:
-    return notes.exists() and notes.read_text() == text
-
-
 def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
-
-
-def is_there(worker: Worker) -> bool:
-    """Whether anything is left of its folder."""
-    return os.path.exists(worker.folder)
-
-
-async def kinds(here: Host) -> list[str]:
-    return [event.kind for event in await here.store.events()]
-
-
-def lost_workers(workers: LocalWorkers) -> "asyncio.Queue[tuple[Worker, str]]":
-    lost: asyncio.Queue[tuple[Worker, str]] = asyncio.Queue()
-    workers.on_lost(lambda worker, why: lost.put_nowait((worker, why)))
-    return lost
 
 
 # starting
@@ -264,16 +233,6 @@ async def test_a_cut_line_is_drawn_anew(workers: LocalWorkers) -> None:
     assert arrays(await link_to(workers, worker).infer(tensors(INPUT0=np.ones((1, 8), "<f4"))))["OUTPUT0"].sum() == 8
 
 
-async def test_an_orphan_ends_itself_and_takes_its_folder_along(here: Host, tmp_path: Path) -> None:
-    here.orphan_grace_s = 0.2
-    workers = await here.coordinator()
-    worker = await start(workers, written(tmp_path, GRANDCHILD))
-    child = int((tmp_path / "grandchild").read_text())
-    await workers.stop()
-    await eventually(lambda: not running(worker.pid) and not running(child))
-    assert not is_there(worker)
-
-
 # working
 
 
@@ -383,177 +342,3 @@ class Model:
     worker = await start(workers, written(tmp_path, source))
     assert 100_000_000 < workers.memory_bytes(worker.id) < 300_000_000
     assert workers.memory_bytes("wrk-nobody") == 0
-
-
-# ending
-
-GRANDCHILD = """
-import pathlib, subprocess
-class Model:
-    def load(self):
-        child = subprocess.Popen(["sleep", "1000"])
-        (pathlib.Path(__file__).parent / "grandchild").write_text(str(child.pid))
-    def infer(self, inputs): ...
-"""
-STUBBORN = """
-import pathlib, subprocess, time
-class Model:
-    def load(self):
-        script = "trap '' TERM; while true; do sleep 1000; done"
-        child = subprocess.Popen(["sh", "-c", script], start_new_session=True)
-        (pathlib.Path(__file__).parent / "grandchild").write_text(str(child.pid))
-    def infer(self, inputs): ...
-    def close(self): time.sleep(1000)
-"""
-
-
-def running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-async def test_stopping_ends_the_whole_tree_and_leaves_nothing(
-    here: Host, workers: LocalWorkers, tmp_path: Path
-) -> None:
-    worker = await start(workers, written(tmp_path, GRANDCHILD))
-    child = int((tmp_path / "grandchild").read_text())
-    assert running(child)
-    await asyncio.gather(*(workers.stop_worker(worker.id, reason="Test") for _ in range(3)))
-    assert not running(child)
-    assert not running(worker.pid)
-    assert not is_there(worker)
-    assert workers.workers() == []
-    assert await here.store.list("workers/") == []
-    assert (await here.store.events())[-1].reason == "Test"
-    await workers.stop_worker(worker.id, reason="Test")
-
-
-async def test_a_worker_that_will_not_end_is_killed(here: Host, tmp_path: Path) -> None:
-    here.stop_grace_s = 0.2
-    workers = await here.coordinator()
-    worker = await start(workers, written(tmp_path, STUBBORN))
-    child = int((tmp_path / "grandchild").read_text())
-    await workers.stop_worker(worker.id, reason="Test")
-    assert not running(worker.pid)
-    assert not running(child)
-
-
-async def test_a_worker_that_is_killed_is_missed_at_once(here: Host, workers: LocalWorkers, tmp_path: Path) -> None:
-    launch, notes = noting(tmp_path, WAITS)
-    worker = await start(workers, launch)
-    lost = lost_workers(workers)
-    asked = asyncio.create_task(link_to(workers, worker).infer(NOTHING))
-    await eventually(lambda: reads(notes, "running"))
-    link = link_to(workers, worker)
-    os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(WorkerLost) as caught:
-        await asked
-    assert caught.value.sent
-    with pytest.raises(WorkerLost) as caught:
-        await link.infer(NOTHING)
-    assert not caught.value.sent
-    assert workers.link(worker.id) is None
-    who, why = await asyncio.wait_for(lost.get(), 10)
-    assert (who.id, why) == (worker.id, "was killed by SIGKILL")
-    await eventually(lambda: not is_there(worker))
-
-
-async def test_what_a_killed_worker_started_is_killed_too(workers: LocalWorkers, tmp_path: Path) -> None:
-    worker = await start(workers, written(tmp_path, GRANDCHILD))
-    child = int((tmp_path / "grandchild").read_text())
-    os.kill(worker.pid, signal.SIGKILL)
-    await eventually(lambda: not running(child))
-
-
-async def test_a_worker_that_hangs_is_no_obstacle_to_ending_it(here: Host) -> None:
-    here.stop_grace_s = 0.2
-    workers = await here.coordinator()
-    worker = await start(workers, example("identity"))
-    os.kill(worker.pid, signal.SIGSTOP)
-    await workers.stop_worker(worker.id, reason="Test")
-    assert not running(worker.pid)
-
-
-# adopting
-
-
-async def test_workers_outlive_their_coordinator_and_serve_the_next(here: Host, workers: LocalWorkers) -> None:
-    worker = await start(workers, example("identity"))
-    await workers.stop()
-    assert running(worker.pid)
-    newer = await here.coordinator()
-    (adopted,) = await newer.adopt()
-    assert (adopted.id, adopted.pid, adopted.adopted, adopted.state) == (worker.id, worker.pid, True, "ready")
-    assert adopted.term > worker.term
-    assert adopted.info == worker.info
-    reply = await link_to(newer, adopted).infer(tensors(INPUT0=np.ones((1, 8), "<f4")))
-    assert arrays(reply)["OUTPUT0"].sum() == 8
-    assert await newer.adopt() == []
-    assert await kinds(here) == ["worker.starting", "worker.ready", "worker.adopted"]
-
-
-async def test_dead_workers_are_cleared_up(here: Host, workers: LocalWorkers, tmp_path: Path) -> None:
-    worker = await start(workers, written(tmp_path, GRANDCHILD))
-    child = int((tmp_path / "grandchild").read_text())
-    await workers.stop()
-    os.kill(worker.pid, signal.SIGKILL)
-    await eventually(lambda: not running(worker.pid))
-    newer = await here.coordinator()
-    assert await newer.adopt() == []
-    assert newer.workers() == []
-    assert not is_there(worker)
-    assert not running(child)
-    assert await here.store.list("workers/") == []
-
-
-async def test_a_worker_that_was_still_loading_is_not_adopted(
-    here: Host, workers: LocalWorkers, tmp_path: Path
-) -> None:
-    starting = asyncio.create_task(start(workers, written(tmp_path, "import time\ntime.sleep(1000)")))
-    await eventually(lambda: processes_of(here.run_dir) != [])
-    newer = await here.coordinator()
-    assert await newer.adopt() == []
-    assert processes_of(here.run_dir) == []
-    assert await here.store.list("workers/") == []
-    with pytest.raises((LoadFailed, NotLeader)):
-        await starting
-
-
-async def test_a_folder_without_a_record_is_cleared_up_with_its_worker(here: Host, workers: LocalWorkers) -> None:
-    worker = await start(workers, example("identity"))
-    await workers.stop()
-    (record,) = await here.store.list("workers/")
-    newer = await here.coordinator()
-    await here.store.commit([newer._table.delete(worker.id, expect=record.revision)])
-    (here.run_dir / "wrk-without-a-process").mkdir()
-    assert await newer.adopt() == []
-    assert not running(worker.pid)
-    assert folders_in(here.run_dir) == []
-
-
-async def test_a_worker_of_another_host_is_left_alone(here: Host, workers: LocalWorkers) -> None:
-    worker = await start(workers, example("identity"))
-    elsewhere = await here.coordinator(host="there")
-    assert await elsewhere.adopt() == []
-    assert running(worker.pid)
-
-
-async def test_a_number_that_another_process_has_now_is_not_killed(here: Host, workers: LocalWorkers) -> None:
-    worker = await start(workers, example("identity"))
-    await workers.stop()
-    bystander = await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True)
-    try:
-        (record,) = await here.store.list("workers/")
-        value = record.value.replace(f'"pid":{worker.pid}'.encode(), f'"pid":{bystander.pid}'.encode())
-        newer = await here.coordinator()
-        put = newer._table.put(worker.id, worker, expect=record.revision)
-        await here.store.commit([type(put)(put.key, value, record.revision)])
-        os.kill(worker.pid, signal.SIGKILL)
-        assert await newer.adopt() == []
-        assert running(bystander.pid)
-    finally:
-        bystander.kill()
-        await bystander.wait()
-    assert not is_there(worker)
