@@ -21,12 +21,12 @@ from moc.workers.wire import (
     Loaded,
     Message,
     NotLoaded,
+    Outbox,
     Refused,
     Result,
     Stop,
     Stream,
     Welcome,
-    frame,
 )
 
 
@@ -58,6 +58,7 @@ class WorkerLink(asyncio.Protocol):
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._outbox: Outbox | None = None
         self._frames = Frames()
         self._next_id = 0
         self._answers: dict[int, asyncio.Future[Reply]] = {}
@@ -163,12 +164,15 @@ class WorkerLink(asyncio.Protocol):
         """Drop the connection without a word; the worker lives on, requests under way are cancelled."""
         self._closing = True
         if self._transport is not None:
+            if self._outbox is not None:
+                self._outbox.flush()
             self._transport.close()
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._outbox = Outbox(self._loop, self._transport)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -250,13 +254,9 @@ class WorkerLink(asyncio.Protocol):
             self._send(Credit(request_id, count))
 
     def _send(self, message: Message, body: bytes | bytearray | memoryview = b"") -> None:
-        if self._transport is None or self._closing:
+        if self._outbox is None or self._transport is None or self._closing:
             raise WorkerLost(f"worker {self.worker_id} is gone; try again", sent=False)
-        pieces = frame(message, body)
-        if len(pieces) == 1:
-            self._transport.write(pieces[0])
-        else:
-            self._transport.writelines(pieces)
+        self._outbox.put(message, body)
 
 
 def _retrieve(future: "asyncio.Future[Any]") -> None:

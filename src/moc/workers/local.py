@@ -183,7 +183,7 @@ class LocalWorkers:
 
     def workers(self) -> list[Worker]:
         """Every worker held now, oldest first."""
-        return [held.worker for held in self._held.values()]
+        return [held.worker for held in list(self._held.values())]  # one step: other threads look, too
 
     def on_lost(self, callback: Callable[[Worker, str], None]) -> None:
         """Have `callback(worker, why)` called on the event loop when a worker dies unasked."""

@@ -28,13 +28,13 @@ from moc.workers.wire import (
     Loaded,
     Message,
     NotLoaded,
+    Outbox,
     Refused,
     Result,
     Stop,
     Stream,
     Welcome,
     failure,
-    frame,
     portable,
 )
 
@@ -129,6 +129,7 @@ class Session(asyncio.Protocol):
         self._frames = Frames(header_max=HELLO_BYTES_MAX, body_max=0)
         self._claimed = False
         self._transport: asyncio.Transport | None = None
+        self._outbox: Outbox | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._windows: dict[int, _Window] = {}
         self._timeout: asyncio.TimerHandle | None = None
@@ -137,6 +138,7 @@ class Session(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._outbox = Outbox(self._loop, self._transport)
         self._timeout = self._loop.call_later(CLAIM_TIMEOUT_S, self.end)
 
     def data_received(self, data: bytes) -> None:
@@ -164,6 +166,8 @@ class Session(asyncio.Protocol):
     def end(self) -> None:
         """Close the connection; what was asked over it is cancelled."""
         if self._transport is not None:
+            if self._outbox is not None:
+                self._outbox.flush()
             self._transport.close()
 
     # the claim
@@ -273,13 +277,8 @@ class Session(asyncio.Protocol):
         self._send(failure(request_id, error))
 
     def _send(self, message: Message, body: bytes | bytearray | memoryview = b"") -> None:
-        if self._transport is None or self._transport.is_closing():
-            return
-        pieces = frame(message, body)
-        if len(pieces) == 1:
-            self._transport.write(pieces[0])
-        else:
-            self._transport.writelines(pieces)
+        if self._outbox is not None and self._transport is not None and not self._transport.is_closing():
+            self._outbox.put(message, body)
 
 
 class _Window:

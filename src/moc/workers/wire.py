@@ -5,6 +5,7 @@ message) and the body's raw bytes. Nothing is ever unpickled, and a frame that b
 decode ends the connection.
 """
 
+import asyncio
 import struct
 from typing import Any
 
@@ -163,6 +164,37 @@ def frame(message: Message, body: Buffer = b"") -> list[Buffer]:
     if len(body) > JOINED_MAX:
         return [prefix + header, body]
     return [b"".join((prefix, header, body))]
+
+
+class Outbox:
+    """Collects what is written in one turn of the event loop and sends it as one piece.
+
+    Under load many messages share a system call, and the other side wakes up once for all of them.
+    """
+
+    __slots__ = ("_loop", "_pieces", "_transport")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> None:
+        self._loop = loop
+        self._transport = transport
+        self._pieces: list[Buffer] = []
+
+    def put(self, message: Message, body: Buffer = b"") -> None:
+        """Send it with this turn's other messages; TooLarge when it breaks a limit."""
+        pieces = frame(message, body)
+        if not self._pieces:
+            self._loop.call_soon(self.flush)
+        self._pieces += pieces
+
+    def flush(self) -> None:
+        """Send what was collected; no error when the connection is gone."""
+        pieces, self._pieces = self._pieces, []
+        if not pieces or self._transport.is_closing():
+            return
+        if len(pieces) == 1:
+            self._transport.write(pieces[0])
+        else:
+            self._transport.writelines(pieces)
 
 
 class Frames:

@@ -1,12 +1,12 @@
 """One HTTP request and its answer, with no more between them than is needed."""
 
-import asyncio
 import base64
 import binascii
+import contextlib
 import itertools
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
@@ -16,6 +16,7 @@ from moc.kernel.ids import new_id
 from moc.resilience.deadline import NEVER, Deadline
 from moc.security.identity import Identity
 from moc.service.inference import Answer, AnswerStream
+from moc.transports.rest.disconnect import Watch, Watchman
 from moc.transports.rest.limits import Limits
 from moc.transports.status import Shape
 
@@ -54,6 +55,7 @@ class Exchange:
         "_headers",
         "_receive",
         "_send",
+        "_watchman",
         "gone",
         "identity",
         "limits",
@@ -65,7 +67,7 @@ class Exchange:
 
     identity: Identity
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits, watchman: Watchman) -> None:
         self.scope = scope
         self.limits = limits
         self.gone = False
@@ -74,6 +76,7 @@ class Exchange:
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
         self._send = send
+        self._watchman = watchman
         given = self._headers.get(b"x-moc-request-id")
         sane = given is not None and _REQUEST_ID.fullmatch(given) is not None
         self.request_id = given.decode("ascii") if given is not None and sane else f"{_PROCESS}-{next(_COUNT):x}"
@@ -134,9 +137,15 @@ class Exchange:
             raise Disconnected
         return message
 
-    def watch(self) -> "Watch":
+    def watch(self) -> Watch:
         """A context in which the client's leaving cancels the task that serves it."""
-        return Watch(self)
+        return Watch(self._watchman, self._left)
+
+    async def _left(self) -> None:
+        """Return when the client has left."""
+        with contextlib.suppress(Disconnected):
+            while True:
+                await self.receive()
 
     async def answer(self, status: int, body: Buffer, *, media: bytes = JSON, headers: Iterable[Header] = ()) -> None:
         """Send a whole answer."""
@@ -181,40 +190,6 @@ class Exchange:
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the body is larger than the {self.limits.body_bytes} bytes this server takes; send less")
-
-
-class Watch:
-    """Cancels the task of a request whose client has gone.
-
-    It starts to look after `watch_after_s` only: most requests are over by then and pay for a timer alone.
-    """
-
-    __slots__ = ("_exchange", "_task", "_timer", "_watcher")
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self._watcher: asyncio.Task[None] | None = None
-
-    def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._task: asyncio.Task[Any] | None = asyncio.current_task()
-        self._timer = loop.call_later(self._exchange.limits.watch_after_s, self._begin)
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
-
-    def _begin(self) -> None:
-        self._watcher = asyncio.get_running_loop().create_task(self._wait(), name="disconnect-watch")
-
-    async def _wait(self) -> None:
-        try:
-            while True:
-                await self._exchange.receive()
-        except Disconnected:
-            if self._task is not None:
-                self._task.cancel()
 
 
 def shape_of(path: str) -> Shape:

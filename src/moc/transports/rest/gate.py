@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from moc.kernel.errors import Forbidden, MocError
 from moc.security.identity import Authenticator
+from moc.transports.rest.disconnect import Watchman
 from moc.transports.rest.exchange import Disconnected, Exchange
 from moc.transports.rest.failure import failure_of
 from moc.transports.rest.limits import Limits
@@ -20,6 +21,9 @@ log = structlog.get_logger(__name__)
 
 BROWSER_PATHS: Final = frozenset({"/docs", "/openapi.json"})
 """Where a key may also be the password of HTTP Basic: a browser cannot be told to send anything else."""
+
+_CALLED_MAX: Final = 64
+"""How many spellings of an allowed host are remembered."""
 
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::\d*)?")
 
@@ -45,6 +49,8 @@ class Gate:
     ) -> None:
         self._authenticator = authenticator
         self._limits = limits
+        self._called: set[bytes] = set()
+        self._watchman = Watchman(limits.watch_after_s)
         self._protocols = protocols
         self._management = management
         self._public = public
@@ -52,7 +58,7 @@ class Gate:
         self._hosts = None if hosts is None else frozenset(host.encode("ascii") for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = scope[EXCHANGE] = Exchange(scope, receive, send, self._limits)
+        exchange = scope[EXCHANGE] = Exchange(scope, receive, send, self._limits, self._watchman)
         try:
             self._admit(exchange)
             if exchange.shape is Shape.NATIVE:
@@ -80,7 +86,7 @@ class Gate:
         exchange.check_length()
 
     def _check_host(self, host: bytes | None, allowed: frozenset[bytes]) -> None:
-        if host is None:
+        if host is None or host in self._called:
             return
         match = _HOST.fullmatch(host)
         if match is None or match[1].lower() not in allowed:
@@ -89,6 +95,8 @@ class Gate:
                 f"this server listens for this machine only and is not called {host[:100].decode('latin-1')!r}; "
                 f"call it by one of {names}"
             )
+        if len(self._called) < _CALLED_MAX:
+            self._called.add(host)
 
     async def _refuse(self, exchange: Exchange, error: Exception) -> None:
         if exchange.started or exchange.gone:
