@@ -22,13 +22,15 @@ serve: install ## install, then serve the starter model; prints the URL, the key
 	@touch $@
 
 ##@ Develop
-.PHONY: test test-fast bench format check
+.PHONY: test test-fast bench bench-eviction format check
 test: install clients ## every test, with the judging clients
 	$(BIN)/pytest
 test-fast: install ## unit and contract tests, under a minute
-	$(BIN)/pytest tests/unit tests/contract -m "not slow"
+	$(BIN)/pytest tests/unit tests/contract -m "not slow" -n 2
 bench: install ## measure speed and memory
 	$(BIN)/python -m bench
+bench-eviction: install ## compare eviction with LRU and with knowing the future, on made-up traffic
+	$(BIN)/python -m bench.eviction
 format: install ## lay out and tidy the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

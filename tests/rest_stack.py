@@ -7,26 +7,33 @@ from pathlib import Path
 
 import httpx
 
+from moc.gpu.broker import Broker
+from moc.gpu.eviction import Policy
+from moc.gpu.monitor import DeviceMonitor
 from moc.inference.gateway import Gateway
 from moc.inference.request import Info, Reply, Request, Tensor, TensorSpec
 from moc.kernel.clock import SystemClock
 from moc.kernel.component import Stack
 from moc.models.catalogue import Catalogue
-from moc.models.manager import Limits as ManagerLimits
+from moc.models.footprints import Footprints
 from moc.models.manager import ModelManager
 from moc.models.model import ModelSpec
 from moc.models.ports import Launch, Worker
+from moc.models.slot import Limits as ManagerLimits
 from moc.resilience.deadline import NEVER, Deadline
 from moc.security.identity import ADMIN_KEY_FILE, Authenticator
+from moc.service.devices import DevicesService
 from moc.service.inference import InferenceService, Tally
 from moc.service.models import ModelsService
 from moc.service.services import Services
 from moc.service.system import Replica, SystemService
+from moc.service.tenancy import Tenancy
 from moc.service.workforce import Workforce
 from moc.store.memory import MemoryStore
 from moc.telemetry.metrics import Metrics
+from moc.testing.devices import FakeDevices, fake_reading
 from moc.testing.seat import FakeSeat
-from moc.testing.workers import FakeLink, FakeSources, FakeWorkers
+from moc.testing.workers import FakeLink, FakeMemory, FakeSources, FakeWorkers
 from moc.transports.rest.limits import Limits
 from moc.transports.rest.server import RestServer
 
@@ -125,31 +132,66 @@ class RestStack:
         self.metrics = Metrics(version="test")
         self.replica = Replica(name="test", host="test", version="1.2.3", data_dir="data", store="memory")
         catalogue = Catalogue(store=self.store, seat=self.seat, clock=clock)
+        footprints = Footprints(store=self.store, clock=clock)
         self.manager = ModelManager(
-            catalogue=catalogue, workers=self.workers, sources=self.sources, limits=ManagerLimits()
+            catalogue=catalogue,
+            workers=self.workers,
+            sources=self.sources,
+            footprints=footprints,
+            memory=FakeMemory(),
+            limits=ManagerLimits(),
         )
         tally, workforce = Tally(), Workforce(self.workers)
+        self.device = FakeDevices(fake_reading(used_bytes=2**20))
+        self.devices = DeviceMonitor([self.device], store=self.store, seat=self.seat, clock=clock, poll_interval_s=60)
+        broker, tenancy = self._memory()
+        devices = DevicesService(monitor=self.devices, broker=broker)
         gateway = Gateway(residents=self.manager, links=self.workers, meter=tally)
         self.authenticator = Authenticator(store=self.store, data_dir=data_dir, clock=clock, require_key=True)
         self.services = Services(
             authenticator=self.authenticator,
             inference=InferenceService(gateway=gateway, catalogue=catalogue, manager=self.manager, tally=tally),
-            models=ModelsService(catalogue=catalogue, manager=self.manager, sources=self.sources, workforce=workforce),
+            models=ModelsService(
+                catalogue=catalogue,
+                manager=self.manager,
+                sources=self.sources,
+                footprints=footprints,
+                tenancy=tenancy,
+                workforce=workforce,
+            ),
+            devices=devices,
             system=SystemService(
                 replica=self.replica,
                 store=self.store,
                 seats=[self.seat],
                 workforce=workforce,
+                devices=devices,
                 metrics=self.metrics,
             ),
         )
         self.rest = RestServer(self.services, host="127.0.0.1", port=0, limits=limits)
-        self.stack = Stack([self.store, self.seat, self.authenticator, catalogue, self.manager, self.rest])
+        self.stack = Stack(
+            [self.store, self.seat, self.authenticator, self.devices, catalogue, self.manager, self.rest]
+        )
 
     @property
     def key(self) -> str:
         """The admin key."""
         return (self.data_dir / ADMIN_KEY_FILE).read_text().strip()
+
+    def _memory(self) -> tuple[Broker, Tenancy]:
+        tenancy = Tenancy()
+        broker = Broker(
+            monitor=self.devices,
+            tenants=tenancy,
+            managed=lambda: [worker.pid for worker in self.workers.workers()],
+            store=self.store,
+            soft_limit_pct=90,
+            policy=Policy(),
+            on_evicted=self.metrics.evicted,
+        )
+        tenancy.join(broker=broker, manager=self.manager)
+        return broker, tenancy
 
     async def load(self, name: str = "echo") -> EchoLink:
         """Register and load a model whose worker echoes."""

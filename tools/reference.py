@@ -6,7 +6,7 @@ A table stands between `<!-- generated: NAME -->` and `<!-- end -->`; the words 
 import asyncio
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -18,9 +18,10 @@ from pydantic.fields import FieldInfo
 
 from moc.cli.main import app as cli
 from moc.config import PREFIX, Settings
+from moc.gpu.device import MOVES as DEVICE_MOVES
 from moc.models.model import MOVES, ModelSpec
 from moc.service.services import Services
-from moc.telemetry.metrics import Metrics
+from moc.telemetry.metrics import DeviceGauges, Metrics
 from moc.transports.rest import management, operations
 from moc.transports.rest.app import protocol_operations
 from moc.transports.rest.document import document
@@ -150,6 +151,9 @@ def metrics() -> str:
     found = Metrics(version="0")
     found.finished("m@1", "chat", "ok", queue_s=0, engine_s=0)  # a series without a sample does not tell its labels
     found.observe_workers({"m@1": 1})
+    found.observe_devices(
+        [DeviceGauges(device="host", state="online", capacity_bytes=1, used_bytes=1, unmanaged_bytes=1)]
+    )
     found.observe_seat("cluster", held=True, term=1)
     rows = []
     for family in found.registry.collect():
@@ -161,9 +165,16 @@ def metrics() -> str:
 
 def moves() -> str:
     """The states of a model version."""
-    rows = (
-        (f"`{state}`", ", ".join(f"`{after}`" for after in sorted(next_ones))) for state, next_ones in MOVES.items()
-    )
+    return _moves(MOVES)
+
+
+def device_moves() -> str:
+    """The states of a device."""
+    return _moves(DEVICE_MOVES)
+
+
+def _moves(of: Mapping[Any, frozenset[Any]]) -> str:
+    rows = ((f"`{state}`", ", ".join(f"`{after}`" for after in sorted(next_ones))) for state, next_ones in of.items())
     return table(("state", "may become"), rows)
 
 
@@ -175,6 +186,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "routes": routes,
     "metrics": metrics,
     "moves": moves,
+    "device_moves": device_moves,
 }
 
 

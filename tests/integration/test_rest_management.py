@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from moc.models.model import ModelSpec
+from moc.testing.devices import fake_reading
 from moc.transports.rest.app import protocol_operations
 from moc.transports.rest.limits import Limits
 from moc.transports.rest.management import NEW_MODEL
@@ -105,6 +106,32 @@ async def test_workers_are_listed_and_shown(rest_stack: RestStack, rest_client: 
     assert (await rest_client.get("/api/v1/workers/nobody")).status_code == 404
 
 
+async def test_devices_are_listed_shown_and_cordoned(rest_stack: RestStack, rest_client: httpx.AsyncClient) -> None:
+    rest_stack.device.readings.append(fake_reading("declared:0/mig:1", capacity_bytes=1000, used_bytes=600))
+    await rest_stack.devices.refresh()
+    listed = (await rest_client.get("/api/v1/devices")).json()
+    assert [(device["id"], device["state"]) for device in listed["devices"]] == [
+        ("declared:0", "online"),
+        ("declared:0/mig:1", "online"),
+    ]
+    page = (await rest_client.get("/api/v1/devices", params={"limit": 1})).json()
+    rest = await rest_client.get("/api/v1/devices", params={"after": page["next"]})
+    assert rest.json() == {"devices": listed["devices"][1:], "next": None}
+    path = "/api/v1/devices/declared:0%2Fmig:1"
+    shown = (await rest_client.get(path)).json()
+    assert (shown["capacity_bytes"], shown["limit_bytes"], shown["measured_bytes"]) == (1000, 900, 600)
+    assert (shown["unmanaged_bytes"], shown["charges"], shown["temperature_c"]) == (600, [], None)
+    for state in ("cordoned", "cordoned", "online"):
+        changed = await rest_client.patch(path, json={"state": state})
+        assert (changed.status_code, changed.json()["state"]) == (200, state)
+    assert (await rest_client.patch(path, json={"state": "lost"})).status_code == 400
+    assert (await rest_client.patch("/api/v1/devices/nothing", json={"state": "online"})).status_code == 404
+    assert (await rest_client.get("/api/v1/devices/nothing")).status_code == 404
+    text = (await rest_client.get("/metrics")).text
+    assert 'modelops_device_memory_used_bytes{device="declared:0/mig:1"} 600.0' in text
+    assert 'modelops_device_state{device="declared:0",state="online"} 1.0' in text
+
+
 async def test_the_system_and_its_health(rest_client: httpx.AsyncClient) -> None:
     system = (await rest_client.get("/api/v1/system")).json()
     assert (system["version"], system["state"]) == ("1.2.3", "ready")
@@ -123,7 +150,7 @@ async def test_events_are_listed(rest_client: httpx.AsyncClient) -> None:
     (event,) = first["events"]
     assert first["next"] == event["id"]
     rest = (await rest_client.get("/api/v1/events", params={"follow": "false", "after": first["next"]})).json()
-    assert [later["subject"] for later in rest["events"]] == ["echo@1"]
+    assert [later["subject"] for later in rest["events"]] == ["declared:0", "echo@1"]
     assert all(later["id"] > event["id"] for later in rest["events"])
     assert rest["next"] is None
 

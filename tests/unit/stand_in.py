@@ -23,6 +23,12 @@ WORKER: dict[str, Any] = {
     "state": "ready", "adopted": True, "term": 3, "started_at": "2026-01-01T00:00:00Z", "memory_bytes": 2048,
     "in_flight": 1,
 }  # fmt: skip
+DEVICE: dict[str, Any] = {
+    "id": "cuda:0/mig:1", "kind": "cuda", "name": "H200 1g", "uuid": "MIG-1", "state": "online",
+    "capacity_bytes": 16 * 1024**3, "limit_bytes": 14 * 1024**3, "charged_bytes": 2048,
+    "charges": [{"holder": "model:echo@2", "bytes": 2048, "priority": 5}], "measured_bytes": 4096,
+    "unmanaged_bytes": 1024, "temperature_c": 61.0, "utilization_ratio": 0.5, "problem": "",
+}  # fmt: skip
 EVENTS: list[dict[str, Any]] = [
     {
         "id": number, "at": "2026-01-01T00:00:00Z", "kind": "model.ready", "subject": f"echo@{number}", "reason": "",
@@ -52,7 +58,8 @@ def model(name: str, version: int = 1, **changes: Any) -> dict[str, Any]:
     return {
         "name": name, "version": version, "reference": f"{name}@{version}", "state": "registered", "reason": "",
         "message": "", "digest": "sha256:ab", "runtime": "python", "source": "file:/models/x.py", "options": {},
-        "devices": "auto", "memory_bytes": None, "preload": False, "pin": False, "ttl_s": 300.0, "priority": 5,
+        "devices": "auto", "memory_bytes": None, "expected_memory": None, "preload": False, "pin": False,
+        "ttl_s": 300.0, "priority": 5,
         "max_concurrent": 64, "max_queue": 256, "created_at": "2026-01-01T00:00:00Z",
         "changed_at": "2026-01-01T00:00:00Z", "artifact": None, "load_s": 0.0, "info": {}, "adopted": False,
         "worker": None, **changes,
@@ -93,6 +100,10 @@ class StandIn:
                 return self._models(request, rest, body)
             case ["api", "v1", "workers", *rest]:
                 return JSONResponse(WORKER if rest else {"workers": [WORKER], "next": None})
+            case ["api", "v1", "devices"]:
+                return JSONResponse({"devices": [DEVICE], "next": None})
+            case ["api", "v1", "devices", "cuda:0/mig:1"]:
+                return JSONResponse({**DEVICE, **(json.loads(body) if body else {})})
             case ["api", "v1", "events"]:
                 return self._events(request)
             case ["api", "v1", "system"]:
@@ -214,7 +225,7 @@ _SYSTEM = {
 def running() -> Iterator[StandIn]:
     """A stand-in that listens on a free loopback port until the block ends."""
     stand_in = StandIn()
-    methods = ["GET", "POST", "DELETE"]
+    methods = ["GET", "POST", "PATCH", "DELETE"]
     app = Starlette(routes=[Route("/{path:path}", stand_in.answer, methods=methods)])
     with socket.create_server(("127.0.0.1", 0)) as listener:
         stand_in.url = f"http://127.0.0.1:{listener.getsockname()[1]}"

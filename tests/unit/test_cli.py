@@ -222,6 +222,19 @@ def test_models_load_unload_pull_and_remove(run: Run, stand_in: StandIn) -> None
     assert stand_in.requests[-1][:2] == ("DELETE", "/api/v1/models/spare")
 
 
+def test_devices_alone_lists_them(run: Run, stand_in: StandIn) -> None:
+    row = ["cuda:0/mig:1", "online", "16GiB", "14GiB", "2KiB", "4KiB", "1KiB", "50%", "61°C"]
+    assert run("devices").lines()[1] == run("devices", "list").lines()[1] == row
+    assert run("devices", "--json").json() == run("devices", "list", "--json").json()
+    shown = run("devices", "show", "cuda:0/mig:1").out
+    assert "MIG-1" in shown
+    assert "model:echo@2" in shown
+    assert run("devices", "cordon", "cuda:0/mig:1", "--json").json()["state"] == "cordoned"
+    assert run("devices", "uncordon", "cuda:0/mig:1", "--json").json()["state"] == "online"
+    assert run("devices", "--json", "list").code == 2
+    assert run("devices", "--url", "http://127.0.0.1:9", "list").code == 3
+
+
 def test_workers_and_status(run: Run) -> None:
     assert run("workers", "list").lines()[1] == ["wrk-1", "echo@2", "ready", "yes", "4242", "2KiB", "1"]
     assert "sha256:ab" in run("workers", "show", "wrk-1").out

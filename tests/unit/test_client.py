@@ -106,6 +106,14 @@ def test_a_model_is_shown_changed_and_removed(client: Client, stand_in: StandIn)
     assert stand_in.requests[-2][2]["x-moc-deadline-ms"] == "1500"
 
 
+def test_devices_are_listed_shown_and_cordoned(client: Client, stand_in: StandIn) -> None:
+    assert [device["id"] for device in client.devices.list()["items"]] == ["cuda:0/mig:1"]
+    assert client.devices.show("cuda:0/mig:1")["charges"][0]["holder"] == "model:echo@2"
+    assert client.devices.cordon("cuda:0/mig:1")["state"] == "cordoned"
+    assert client.devices.uncordon("cuda:0/mig:1")["state"] == "online"
+    assert [method for method, *_ in stand_in.requests] == ["GET", "GET", "PATCH", "PATCH"]
+
+
 @pytest.mark.parametrize("name", ["", ".", ".."])
 def test_a_name_that_would_be_another_path_is_never_sent(client: Client, stand_in: StandIn, name: str) -> None:
     with pytest.raises(InvalidRequest):

@@ -6,15 +6,17 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from moc.kernel.clock import SystemClock
-from moc.kernel.errors import Conflict, DeadlineExceeded, LoadFailed, NotFound, QueueFull
+from moc.kernel.errors import Conflict, DeadlineExceeded, LoadFailed, NoCapacity, NotFound, QueueFull
 from moc.models.catalogue import Catalogue
-from moc.models.manager import Limits, ModelManager
+from moc.models.footprints import Footprints
+from moc.models.manager import ModelManager
 from moc.models.model import MOVES, ModelSpec, State, digest_of, parse_reference
 from moc.models.ports import Launch, Worker
+from moc.models.slot import Limits
 from moc.resilience.deadline import NEVER, Deadline
 from moc.store.memory import MemoryStore
 from moc.testing.seat import FakeSeat
-from moc.testing.workers import FakeSources, FakeWorkers
+from moc.testing.workers import FakeMemory, FakeSources, FakeWorkers
 
 SPEC = ModelSpec(runtime="python", source="file:a.py", ttl_s=0)
 FAST = Limits(backoff_s=0.01, backoff_max_s=0.02, restarts_max=2, drain_timeout_s=5)
@@ -28,8 +30,17 @@ class House:
         self.seat = FakeSeat(store)
         self.workers = workers or FakeWorkers()
         self.sources = FakeSources()
+        self.memory = FakeMemory()
         self.catalogue = Catalogue(store=store, seat=self.seat, clock=SystemClock())
-        self.manager = ModelManager(catalogue=self.catalogue, workers=self.workers, sources=self.sources, limits=limits)
+        self.footprints = Footprints(store=store, clock=SystemClock())
+        self.manager = ModelManager(
+            catalogue=self.catalogue,
+            workers=self.workers,
+            sources=self.sources,
+            footprints=self.footprints,
+            memory=self.memory,
+            limits=limits,
+        )
 
     async def start(self) -> "House":
         await self.seat.start()
@@ -232,6 +243,44 @@ async def test_a_worker_of_an_unknown_model_is_not_adopted(house: House) -> None
     await successor.manager.stop()
 
 
+async def test_memory_is_charged_while_it_is_loaded_and_no_longer(house: House) -> None:
+    await house.add()
+    await house.manager.ensure_ready("a", NEVER)
+    assert list(house.memory.held) == ["a@1"]
+    assert house.workers.workers()[0].bytes == house.memory.held["a@1"]
+    await house.manager.unload("a", NEVER, actor="test")
+    assert house.memory.held == {}
+    house.workers.error = LoadFailed("no such tensor", reason="load_failed")
+    with pytest.raises(LoadFailed):
+        await house.manager.load("a", NEVER, actor="test")
+    assert house.memory.held == {}
+
+
+async def test_no_room_is_said_and_tried_again_at_the_next_request(house: House) -> None:
+    await house.add()
+    house.memory.error = NoCapacity("it does not fit", details={"evicted": ()})
+    with pytest.raises(NoCapacity):
+        await house.manager.ensure_ready("a", NEVER)
+    assert house.catalogue.entry("a").status.reason == "out_of_memory"
+    house.memory.error = None
+    await house.manager.ensure_ready("a", NEVER)
+
+
+async def test_who_made_room_for_a_load_that_failed_comes_back(house: House) -> None:
+    await house.add("old")
+    await house.add("new", ModelSpec(runtime="python", source="file:b.py"))
+    await house.manager.ensure_ready("old", NEVER)
+    await house.manager.evict("old@1", reason="Evicted", message="for new@1")
+    house.memory.evicting = ("old@1",)
+    house.workers.error = LoadFailed("no such tensor", reason="load_failed")
+    loading = asyncio.create_task(house.manager.ensure_ready("new", NEVER))
+    with pytest.raises(LoadFailed):
+        await loading
+    house.memory.evicting, house.workers.error = (), None
+    await turn(lambda: house.manager.find("old") is not None)
+    assert house.catalogue.entry("old").status.reason == "Restored"
+
+
 async def test_versions_are_immutable_and_their_numbers_never_come_back(house: House) -> None:
     await house.add()
     await house.add()
@@ -320,3 +369,11 @@ def test_every_state_has_its_moves() -> None:
 @pytest.mark.parametrize(("text", "parts"), [("a", ("a", None)), ("a@3", ("a", 3)), ("A.b_c-d@12", ("A.b_c-d", 12))])
 def test_references(text: str, parts: tuple[str, int | None]) -> None:
     assert parse_reference(text) == parts
+
+
+async def test_what_it_took_is_known_for_the_next_time(house: House) -> None:
+    await house.add()
+    await house.manager.ensure_ready("a", NEVER)
+    await house.manager.unload("a", NEVER, actor="test")
+    (record,) = await house.store.list("footprints/")
+    assert b'"peak_bytes":1048576,"used":false' in record.value

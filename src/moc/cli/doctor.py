@@ -7,9 +7,9 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -31,6 +31,7 @@ _DISK_FAIL = Bytes.parse("100MiB")
 _DISK_WARN = Bytes.parse("2GiB")
 _MEMORY_WARN = Bytes.parse("1GiB")
 _HOST = "127.0.0.1"
+_GPU_TIMEOUT_S = 15
 _EXTRAS = (
     ("llama", "xllamacpp", "language models in GGUF files"),
     ("onnx", "onnxruntime", "ONNX models"),
@@ -65,7 +66,7 @@ def doctor(session: Session, as_json: JsonOption = False) -> None:
 def _examine(data_dir: Path) -> Iterator[Finding]:
     yield _python()
     yield _memory()
-    yield _gpu()
+    yield from _gpus()
     yield from _extras()
     yield from _libraries()
     yield from _folder(data_dir)
@@ -96,25 +97,37 @@ def _memory() -> Finding:
     )
 
 
-def _gpu() -> Finding:
-    try:
-        ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return Finding(what="gpu", verdict="info", found="no NVIDIA driver; models run on the CPU")
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=15,
-            check=True,
+def _gpus() -> Iterator[Finding]:
+    """Each GPU as the coordinator will see it; asked aside, because a driver in trouble may never answer."""
+    from moc.gpu.device import DeviceReading
+    from moc.hardware.nvml import NvmlDevices
+
+    found, trouble = list[DeviceReading](), list[Exception]()
+
+    def ask() -> None:
+        try:
+            found.extend(NvmlDevices().read())
+        except Exception as error:
+            trouble.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_GPU_TIMEOUT_S)
+    advice = "run nvidia-smi and follow what it says; a driver update often needs a restart"
+    if asking.is_alive() or trouble:
+        said = str(trouble[0]) if trouble else f"it does not answer within {_GPU_TIMEOUT_S} s"
+        yield Finding(what="gpu", verdict="warn", found=f"driver there, devices not: {said}", advice=advice)
+    elif not found:
+        yield Finding(what="gpu", verdict="info", found="no NVIDIA device or no driver; models run on the CPU")
+    for reading in found:
+        device = reading.device
+        free = Bytes(device.capacity_bytes - reading.used_bytes)
+        yield Finding(
+            what=f"gpu {device.id}",
+            verdict="warn" if reading.problem else "ok",
+            found=reading.problem or f"{device.name}, {free} of {Bytes(device.capacity_bytes)} free",
+            advice=advice if reading.problem else "",
         )
-    except FileNotFoundError:
-        return Finding(what="gpu", verdict="ok", found="NVIDIA driver library; nvidia-smi is not here to name devices")
-    except (subprocess.SubprocessError, OSError) as error:
-        advice = "run nvidia-smi and follow what it says; a driver update often needs a restart"
-        return Finding(what="gpu", verdict="warn", found=f"driver there, devices not: {error}", advice=advice)
-    return Finding(what="gpu", verdict="ok", found="; ".join(listed.stdout.strip().splitlines()) or "none listed")
 
 
 def _extras() -> Iterator[Finding]:

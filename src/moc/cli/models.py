@@ -192,7 +192,7 @@ def _description(model: ModelView) -> list[tuple[str, str]]:
             f"{screen.size(artifact['size_bytes'])}, sha256 {artifact['sha256']}" if artifact else "not here yet",
         ),
         ("digest", model["digest"]),
-        ("needs", screen.size(model["memory_bytes"])),
+        ("needs", _need(model)),
         ("limits", f"{model['max_concurrent']} at once, {model['max_queue']} waiting, priority {model['priority']}"),
         ("idle", _idle(model)),
         ("created", model["created_at"]),
@@ -201,6 +201,11 @@ def _description(model: ModelView) -> list[tuple[str, str]]:
         holds = f"{screen.size(worker['memory_bytes'])} held, {worker['in_flight']} in flight"
         pairs.append(("worker", f"{worker['id']}, pid {worker['pid']}, {worker['state']}, {holds}"))
     return pairs
+
+
+def _need(model: ModelView) -> str:
+    expected = model["expected_memory"]
+    return f"{screen.size(expected['bytes'])}, {expected['how']}" if expected else "not known before it is pulled"
 
 
 def _idle(model: ModelView) -> str:

@@ -12,13 +12,16 @@ from moc.kernel.units import Bytes
 _COLOURS = {
     "ready": "green",
     "ok": "green",
+    "online": "green",
     "loading": "cyan",
     "draining": "yellow",
     "unloading": "yellow",
+    "cordoned": "yellow",
     "warn": "yellow",
     "failed": "red",
     "fail": "red",
     "gone": "red",
+    "lost": "red",
 }
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
@@ -44,6 +44,14 @@ class Session:
         """The data folder."""
         return choose_data_dir(self.data_dir)
 
+    def told(self, url: str | None, key: str | None, data_dir: Path | None) -> "Session":
+        """The session with what is said here in place of what was said before."""
+        return Session(
+            self.url if url is None else url,
+            self.key if key is None else key,
+            self.data_dir if data_dir is None else data_dir,
+        )
+
     def target(self) -> Target:
         """The address and key that will be used."""
         return locate(self.url, self.key, self.data_dir)
@@ -70,10 +78,8 @@ def connected(command: Callable[Concatenate[Session, P], None]) -> Callable[...,
 
     @wraps(command)
     def run(context: typer.Context, *args: Any, url: Any, key: Any, data_dir: Any, **options: Any) -> None:
-        given = {"url": url, "key": key, "data_dir": data_dir}
         session = context.find_object(Session) or Session()
-        session = replace(session, **{name: value for name, value in given.items() if value is not None})
-        command(session, *args, **options)
+        command(session.told(url, key, data_dir), *args, **options)
 
     parameters = [context, *own, *added]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

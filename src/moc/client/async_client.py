@@ -9,7 +9,18 @@ from moc.client import calls
 from moc.client.calls import Messages
 from moc.client.connection import AsyncConnection, AsyncStream
 from moc.client.discovery import Target
-from moc.client.views import Document, EventPage, EventView, MetadataView, ModelView, Page, SystemView, WorkerView
+from moc.client.views import (
+    DeviceView,
+    Document,
+    EventPage,
+    EventView,
+    ExplanationView,
+    MetadataView,
+    ModelView,
+    Page,
+    SystemView,
+    WorkerView,
+)
 from moc.kernel.errors import DeadlineExceeded, Unavailable
 
 if TYPE_CHECKING:
@@ -33,6 +44,10 @@ class AsyncModels:
     async def show(self, reference: str) -> ModelView:
         """One version; NotFound when there is none."""
         return await self._line.send(calls.show_model(reference))
+
+    async def explain(self, reference: str) -> ExplanationView:
+        """What loading it would do now; changes nothing. Conflict until its files are here."""
+        return await self._line.send(calls.explain_model(reference))
 
     async def add(self, name: str, *, runtime: str, source: str, **spec: Any) -> ModelView:
         """Make a new version. The same spec again changes nothing and returns the version there is.
@@ -71,6 +86,29 @@ class AsyncWorkers:
     async def show(self, worker_id: str) -> WorkerView:
         """One worker; NotFound when it is gone."""
         return await self._line.send(calls.show_worker(worker_id))
+
+
+class AsyncDevices:
+    """The memory that models are put in."""
+
+    def __init__(self, line: AsyncConnection) -> None:
+        self._line = line
+
+    async def list(self, *, after: str | None = None, limit: int = 100) -> Page[DeviceView]:
+        """The devices there are, by id."""
+        return await self._line.send(calls.list_devices(after, limit))
+
+    async def show(self, device_id: str) -> DeviceView:
+        """One device; NotFound when there is none."""
+        return await self._line.send(calls.show_device(device_id))
+
+    async def cordon(self, device_id: str) -> DeviceView:
+        """Let it take no new models, until it is uncordoned; those it has stay."""
+        return await self._line.send(calls.change_device(device_id, "cordoned"))
+
+    async def uncordon(self, device_id: str) -> DeviceView:
+        """Let it take models again; one that is lost does when it answers."""
+        return await self._line.send(calls.change_device(device_id, "online"))
 
 
 class AsyncSystem:
@@ -121,6 +159,7 @@ class AsyncClient:
         self._line = AsyncConnection(url, key, data_dir, timeout_s)
         self.models = AsyncModels(self._line)
         self.workers = AsyncWorkers(self._line)
+        self.devices = AsyncDevices(self._line)
         self.system = AsyncSystem(self._line)
         self.events = AsyncEvents(self._line)
 

@@ -7,7 +7,18 @@ from urllib.parse import quote
 
 import msgspec
 
-from moc.client.views import Document, EventPage, EventView, MetadataView, ModelView, Page, SystemView, WorkerView
+from moc.client.views import (
+    DeviceView,
+    Document,
+    EventPage,
+    EventView,
+    ExplanationView,
+    MetadataView,
+    ModelView,
+    Page,
+    SystemView,
+    WorkerView,
+)
 from moc.kernel.errors import Internal, InvalidRequest
 
 if TYPE_CHECKING:
@@ -72,6 +83,10 @@ def show_model(reference: str) -> Call[ModelView]:
     return Call(_get(_model_path(reference)), _json)
 
 
+def explain_model(reference: str) -> Call[ExplanationView]:
+    return Call(_get(f"{_model_path(reference)}/explain"), _json)
+
+
 def add_model(name: str, runtime: str, source: str, spec: Mapping[str, Any]) -> Call[ModelView]:
     return Call(_post("/api/v1/models", {**spec, "name": name, "runtime": runtime, "source": source}), _json)
 
@@ -92,6 +107,19 @@ def list_workers(after: str | None, limit: int) -> Call[Page[WorkerView]]:
 
 def show_worker(worker_id: str) -> Call[WorkerView]:
     return Call(_get(f"/api/v1/workers/{_part(worker_id)}"), _json)
+
+
+def list_devices(after: str | None, limit: int) -> Call[Page[DeviceView]]:
+    return Call(_get("/api/v1/devices", after=after, limit=limit), _page("devices"))
+
+
+def show_device(device_id: str) -> Call[DeviceView]:
+    return Call(_get(f"/api/v1/devices/{_part(device_id)}"), _json)
+
+
+def change_device(device_id: str, state: str) -> Call[DeviceView]:
+    """`state` is `cordoned` or `online`."""
+    return Call(_send("PATCH", f"/api/v1/devices/{_part(device_id)}", {"state": state}), _json)
 
 
 def list_events(after: int, limit: int) -> Call[EventPage]:
@@ -168,11 +196,15 @@ def _get(path: str, **query: str | int | None) -> Asked:
 
 
 def _post(path: str, document: Mapping[str, Any], deadline_s: float | None = None) -> Asked:
+    return _send("POST", path, document, deadline_s)
+
+
+def _send(method: str, path: str, document: Mapping[str, Any], deadline_s: float | None = None) -> Asked:
     try:
         body = msgspec.json.encode(document)
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"this cannot be sent as JSON: {error}") from error
-    return Asked(method="POST", path=path, headers=_JSON, body=body, deadline_s=deadline_s)
+    return Asked(method=method, path=path, headers=_JSON, body=body, deadline_s=deadline_s)
 
 
 def _chat_body(model: str, messages: Messages, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +214,7 @@ def _chat_body(model: str, messages: Messages, options: Mapping[str, Any]) -> di
 
 def _part(name: str) -> str:
     if name in ("", ".", ".."):
-        raise InvalidRequest(f"not a name: {name!r}; write the name of a model or the id of a worker")
+        raise InvalidRequest(f"not a name: {name!r}; write the name of a model or the id of a worker or device")
     return quote(name, safe="@")
 
 

@@ -28,6 +28,13 @@ class WorkerView(TypedDict):
     in_flight: int
 
 
+class ExpectedMemoryView(TypedDict):
+    """What a version will need when it is loaded; `how` is declared, learned, estimated or file size."""
+
+    bytes: int
+    how: str
+
+
 class ModelView(TypedDict):
     """One version of a model: what it was told to be and how it is doing."""
 
@@ -43,6 +50,7 @@ class ModelView(TypedDict):
     options: dict[str, Any]
     devices: str | list[str]
     memory_bytes: int | None
+    expected_memory: ExpectedMemoryView | None
     preload: bool
     pin: bool
     ttl_s: float
@@ -88,6 +96,31 @@ class SystemView(TypedDict):
     urls: dict[str, str]
 
 
+class ChargeView(TypedDict):
+    holder: str
+    bytes: int
+    priority: int
+
+
+class DeviceView(TypedDict):
+    """Memory that models are put in; what a lost device does not tell is None."""
+
+    id: str
+    kind: str
+    name: str
+    uuid: str
+    state: str
+    capacity_bytes: int
+    limit_bytes: int
+    charged_bytes: int
+    charges: list[ChargeView]
+    measured_bytes: int | None
+    unmanaged_bytes: int | None
+    temperature_c: float | None
+    utilization_ratio: float | None
+    problem: str
+
+
 class EventView(TypedDict):
     id: int
     at: str
@@ -103,6 +136,32 @@ class EventPage(TypedDict):
 
     items: list[EventView]
     next: int | None
+
+
+class VictimView(TypedDict):
+    """A model that would be unloaded so that another fits."""
+
+    reference: str
+    bytes: int
+    reason: str
+    because: str
+    score: float
+    after_drain: bool
+
+
+class ExplanationView(TypedDict):
+    """What loading a model would do now: where it goes and who leaves for it, or why it fits nowhere."""
+
+    reference: str
+    needed_bytes: int
+    fits: bool
+    device: str | None
+    free_before_bytes: int | None
+    free_after_bytes: int | None
+    victims: list[VictimView]
+    reason: str
+    message: str
+    retry_after_s: float | None
 
 
 class TensorView(TypedDict):

@@ -1,5 +1,7 @@
 """The nouns: a device, and what it said when it was last asked."""
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -40,6 +42,7 @@ class DeviceReading:
 
     `used_bytes` is all that is in use, by anybody; `processes` is bytes by process id of this host, for the
     processes the driver tells of; `problem` is what the driver reports as wrong with it, empty when nothing.
+    With `lost` the driver says that the device does not work, and nothing else here counts.
     """
 
     device: Device
@@ -48,3 +51,25 @@ class DeviceReading:
     temperature_c: float | None = None
     utilization_ratio: float | None = None
     problem: str = ""
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceStatus:
+    """A device now. `reading` is None while it is lost; `problem` says what is wrong, empty when nothing is."""
+
+    device: Device
+    state: DeviceState
+    reading: DeviceReading | None
+    problem: str = ""
+
+
+def unmanaged_bytes(reading: DeviceReading, managed: Collection[int]) -> int:
+    """What is in use by others than the processes `managed`: never negative, whatever the driver claims."""
+    ours = sum(size for pid, size in reading.processes.items() if pid in managed)
+    return max(0, reading.used_bytes - ours)
+
+
+def in_order(device_id: str) -> list[str | int]:
+    """A sort key that puts `cuda:2` before `cuda:10`."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", device_id))]

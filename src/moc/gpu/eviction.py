@@ -1,48 +1,70 @@
 """Whom to unload so that somebody else fits. Pure.
 
-`plan` answers with a Plan (a device, and who has to leave it) or a Refusal that says what is in the way.
+`plan` answers with a Plan (where the demand goes, and who has to leave) or a Refusal that says what is in the way.
 
-Never unloaded: what is pinned; what is more urgent than the demand; what has requests in flight, unless the
-demand is more urgent, and then only after they have ended; what has not stayed its minimum residency; and,
-for a while longer, the model that the one who asks was itself unloaded for. Of the rest idle ones go before
-busy ones, less urgent before more urgent, and then those of least value, which is GreedyDual-Size-Frequency:
+Nobody is unloaded who is pinned; who is more urgent than the demand; who has requests in flight, unless the
+demand is more urgent, and then only after they have ended; who has not stayed the minimum residency; and, for
+as long as its loading took, the one for whom the one who asks was itself unloaded. Of the rest idle ones go
+before busy ones, less urgent before more urgent, and then those of least worth:
 
-    value = inflation when last used + log2(1 + uses) * seconds to load again / GiB
+    worth = log2(1 + min(uses, 8)) * seconds to load again / GiB / (1 + idle seconds) ** 0.6
 
-Every eviction raises its device's inflation to the value of what was evicted, so that whatever is not used
-again grows old. Uses count by their logarithm because evictions are rare and requests are not: a model that
-answered ten thousand requests this morning must not take ten thousand evictions to grow old.
+That is GreedyDual-Size-Frequency but for its ageing, which there comes of evictions: each raises the bar for
+whatever is not used again. Models are evicted too rarely for that: one that answered ten thousand requests this
+morning would take as many evictions to grow old. So idle time ages, and uses count by the logarithm of a few.
+`make bench-eviction` shows what either is worth.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from math import log2
+from itertools import accumulate
+from math import inf, log2, pow
+from typing import NamedTuple
 
-from moc.gpu.ledger import Account, Demand, Ledger, place
+from moc.gpu.ledger import Demand, Ledger
 from moc.kernel.units import Bytes
 
 GIB = 2**30
+AGEING = 0.6
+USES_MAX = 8
+"""How idle time and uses weigh. In `bench/eviction.py` the best lies flat around 0.6 and 8; less ageing or more
+uses fails agents that come and go, more ageing or fewer uses forgets what is asked for steadily."""
 EVICTIONS_MAX = 256
 
 
 class Order(StrEnum):
-    """Which of equally urgent models goes first: the one of least value, or the one unused for longest."""
+    """Which of equally urgent models goes first: the one of least worth, or the one unused for longest."""
 
     COST = "cost"
     LRU = "lru"
 
 
 class Guard(StrEnum):
-    """What keeps a tenant where it is, the most lasting first."""
+    """What keeps a tenant where it is."""
 
     PINNED = "pinned"
     PRIORITY = "priority"
     IN_FLIGHT = "in_flight"
-    SWAP_BACK = "swap_back"
     RESIDENCY = "residency"
+    SWAP_BACK = "swap_back"
+
+
+class Reason(StrEnum):
+    """Why a demand does not fit, the most promising first.
+
+    `residency`: it will when models have stayed their time; `in_flight`: when requests have ended; `held`: by
+    what is pinned, more urgent, leased, loading or unmanaged; `too_large`: not even on an empty device;
+    `no_device`: too few that it accepts are online.
+    """
+
+    RESIDENCY = "residency"
+    IN_FLIGHT = "in_flight"
+    HELD = "held"
+    TOO_LARGE = "too_large"
+    NO_DEVICE = "no_device"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +86,9 @@ class Tenant:
     """A model that is loaded, as eviction sees it. Seconds are on one monotonic clock, `now`'s.
 
     `reload_s` is what loading it again costs (measured), `uses` how often it was used while loaded. `bytes` is
-    what it was measured to hold; what its eviction gives is what the ledger charges it. Models of one `group`
-    are never loaded together; empty is no group. `min_residency_s` goes before the policy's.
+    what it was measured to hold; what its eviction gives is what the ledger charges it on `device`. A model on
+    several devices is a tenant of each. `min_residency_s` goes before the policy's. Models of one `group` are
+    never loaded together; empty is no group.
     """
 
     holder: str
@@ -84,30 +107,26 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Eviction:
-    """One that happened: `holder` left `device` at `at` for `successor`, which raised inflation to `inflation`."""
+    """One that happened: `holder` left for `successor`."""
 
-    at: float
     holder: str
-    device: str
     successor: str
-    inflation: float
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The last evictions, oldest first: all that eviction remembers. Losing it costs good choices, no promise."""
+    """The last evictions, oldest first. Losing them costs a swap back and forth at most."""
 
     evictions: tuple[Eviction, ...] = ()
 
-    def after(self, plan: "Plan", now: float) -> "History":
-        """The history once a plan's victims are unloaded; only the last EVICTIONS_MAX are kept."""
-        new = tuple(
-            Eviction(
-                at=now, holder=victim.holder, device=victim.device, successor=plan.holder, inflation=plan.inflation
-            )
-            for victim in plan.victims
-        )
-        return replace(self, evictions=(*self.evictions, *new)[-EVICTIONS_MAX:])
+    def after(self, plan: "Plan") -> "History":
+        """The history once a plan's victims are unloaded; the last EVICTIONS_MAX are kept."""
+        new = (Eviction(holder=victim.holder, successor=plan.holder) for victim in plan.victims)
+        return History((*self.evictions, *new)[-EVICTIONS_MAX:])
+
+    def displaced_by(self, holder: str) -> str:
+        """For whom a holder was evicted last; empty when it was not."""
+        return next((each.successor for each in reversed(self.evictions) if each.holder == holder), "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +134,7 @@ class Victim:
     """Who has to leave. `bytes` is what that gives back; of equally urgent ones the lowest `score` goes first.
 
     `reason` is `capacity`, `priority` (less urgent than the demand) or `group` (may not be loaded beside it);
-    `because` says it in words and numbers. `after_drain`: requests are in flight and must end first.
+    `because` says it in numbers. `after_drain`: requests are in flight, and must end first.
     """
 
     holder: str
@@ -124,31 +143,41 @@ class Victim:
     reason: str
     because: str
     score: float
-    after_drain: bool = False
+    after_drain: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A device the demand goes on: what is free there now, and what is when the victims are gone and it is charged."""
+
+    device: str
+    free_before_bytes: int
+    free_after_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Where the demand of `holder` goes, and who leaves for it.
-
-    `free_before_bytes` is what is free on the device now, `free_after_bytes` what is when the victims are gone
-    and the demand is charged. `inflation` is for `History.after`.
-    """
+    """Where the demand of `holder` goes, one placement for each of its shards, and who leaves for it."""
 
     holder: str
-    device: str
-    victims: tuple[Victim, ...] = ()
-    free_before_bytes: int
-    free_after_bytes: int
-    inflation: float = 0.0
+    placements: tuple[Placement, ...]
+    victims: tuple[Victim, ...]
+
+    @property
+    def device(self) -> str:
+        """The device; of several the first."""
+        return self.placements[0].device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Obstacle:
-    """Why a demand fits no device of these: what is free, what could be freed, and who holds the rest and why."""
+    """Why a demand does not fit on one device: what is free, what eviction could give, and what guards the rest.
+
+    What is neither is leased, loading or unmanaged.
+    """
 
     device: str
-    reason: str
+    reason: Reason
     limit_bytes: int
     unmanaged_bytes: int
     free_bytes: int
@@ -156,17 +185,26 @@ class Obstacle:
     guarded_bytes: Mapping[Guard, int] = field(default_factory=dict)
     retry_after_s: float | None = None
 
+    def __str__(self) -> str:
+        guards = [f"{Bytes(held)} {guard.replace('_', ' ')}" for guard, held in self.guarded_bytes.items()]
+        shares = [
+            f"{Bytes(max(self.free_bytes, 0))} free",
+            f"{Bytes(self.evictable_bytes)} evictable",
+            *guards,
+            f"{Bytes(self.unmanaged_bytes)} unmanaged",
+        ]
+        return f"{self.device} of {Bytes(self.limit_bytes)}: {', '.join(shares)}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why a demand fits nowhere.
+    """Why the demand of `holder` fits nowhere: in words and numbers, and device by device.
 
-    `reason` is of the most promising device: `residency` (it will fit in `retry_after_s`, if nothing else
-    happens), `in_flight` (when requests have ended), `held` (by what is pinned, more urgent, leased or
-    unmanaged), `too_large` (not even on an empty device), `no_device` (none that it accepts is online).
+    `retry_after_s` is when it will fit if nothing else happens; None when that takes more than time.
     """
 
-    reason: str
+    holder: str
+    reason: Reason
     message: str
     obstacles: tuple[Obstacle, ...] = ()
     retry_after_s: float | None = None
@@ -177,34 +215,238 @@ def plan(
 ) -> Plan | Refusal:
     """Where a demand goes and who leaves for it, or why it fits nowhere. The same facts give the same answer.
 
-    Nobody leaves while there is a device it fits on. Otherwise, of the devices it may be put on, the one where
-    eviction loses least; there no victim could be spared. A Plan leaves the device at or under its limit.
+    Those of its group leave in any case. Then it takes the device where nobody else has to leave and least is
+    left over, or else the one where eviction loses least; there no victim could be spared. A demand of no bytes
+    on one device asks whom to unload so that a device which outside processes fill is within its limit again.
     """
     accounts = ledger.candidates(demand)
-    if not accounts:
-        wanted = demand.devices if isinstance(demand.devices, str) else ", ".join(demand.devices)
-        known = ", ".join(f"{each.device} ({each.state})" for each in ledger.accounts.values()) or "none"
-        return Refusal(
-            reason="no_device", message=f"{demand.holder} wants {wanted}, and no such device is online; known: {known}"
-        )
-    scene = _Scene(demand, ledger, policy, now, history)
-    stays = scene.judge(tenants)
-    mates = [tenant for tenant in stays if demand.group and tenant.tenant.group == demand.group]
+    if len(accounts) < demand.shards:
+        return _offline(demand, ledger)
+    scene = _Scene(demand, ledger, policy, now)
+    stays = scene.judge(tenants, history.displaced_by(demand.holder))
+    mates = [stay for stay in stays if demand.group and stay.tenant.group == demand.group]
     if any(mate.guard for mate in mates):
-        return scene.refusal([scene.obstacle(ledger.accounts[mate.tenant.device], [mate]) for mate in mates])
-    scene.dismiss(mates)
-    fit = place(demand, scene.ledger)
-    if fit:
-        return scene.plan(fit, [])
-    by_device: dict[str, list[_Stay]] = defaultdict(list)
+        obstacles = [scene.mate_obstacle(mate) for mate in mates if mate.guard]
+        return scene.refuse(obstacles, missing=len(obstacles))
+    gone = {mate.tenant.holder for mate in mates}
+    scene = replace(scene, ledger=ledger.without(gone))
+    there: dict[str, list[_Stay]] = defaultdict(list)
     for stay in stays:
-        by_device[stay.tenant.device].append(stay)
-    choices = []
-    for account in accounts:
-        victims = scene.cheapest(account.device, by_device[account.device])
-        if victims:
-            choices.append((scene.price(victims), account.device, victims))
-    if choices:
-        _, device, victims = min(choices, key=lambda choice: choice[:2])
-        return scene.plan(device, victims)
-    return scene.refusal([scene.obstacle(account, by_device[account.device]) for account in accounts])
+        if stay.tenant.holder not in gone:
+            there[stay.tenant.device].append(stay)
+    free = scene.ledger.free()
+    offers = [offer for each in accounts if (offer := scene.offer(each.device, free[each.device], there[each.device]))]
+    if len(offers) >= demand.shards:
+        return scene.accept(sorted(offers)[: demand.shards], mates)
+    able = {offer.device for offer in offers}
+    obstacles = [scene.obstacle(each.device, there[each.device]) for each in accounts if each.device not in able]
+    return scene.refuse(obstacles, missing=demand.shards - len(offers))
+
+
+class _Stay(NamedTuple):
+    """A tenant judged for one demand: what its leaving gives, what forbids that and until when."""
+
+    tenant: Tenant
+    gives: int
+    guard: Guard | None
+    until: float
+
+
+class _Offer(NamedTuple):
+    """A device that can be had, the cheapest first; of those at one price the one that it leaves the least free."""
+
+    price: tuple[float, ...]
+    left_bytes: int
+    device: str
+    victims: tuple[_Stay, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """One demand and the facts it is judged by."""
+
+    demand: Demand
+    ledger: Ledger
+    policy: Policy
+    now: float
+
+    def judge(self, tenants: Iterable[Tenant], displaced_by: str) -> list[_Stay]:
+        """Every tenant that holds something, and is not the one who asks."""
+        charged: dict[tuple[str, str], int] = defaultdict(int)
+        for charge in self.ledger.charges:
+            charged[charge.holder, charge.device] += charge.bytes
+        stays = []
+        for tenant in tenants:
+            gives = charged.get((tenant.holder, tenant.device), 0)
+            if gives and tenant.holder != self.demand.holder:
+                guard, until = self.guard(tenant, displaced_by)
+                stays.append(_Stay(tenant, gives, guard, until))
+        return stays
+
+    def guard(self, tenant: Tenant, displaced_by: str) -> tuple[Guard | None, float]:
+        """What forbids a tenant's eviction, and until when; for ever where time alone does not end it."""
+        if tenant.pinned:
+            return Guard.PINNED, inf
+        if tenant.priority < self.demand.priority:
+            return Guard.PRIORITY, inf
+        if tenant.in_flight and tenant.priority == self.demand.priority:
+            return Guard.IN_FLIGHT, inf
+        guard, stay_s = Guard.RESIDENCY, tenant.min_residency_s
+        if stay_s is None:
+            stay_s = self.policy.min_residency_s
+        if tenant.holder == displaced_by and self.policy.swap_back_reloads * tenant.reload_s > stay_s:
+            guard, stay_s = Guard.SWAP_BACK, self.policy.swap_back_reloads * tenant.reload_s
+        until = tenant.loaded_at + stay_s
+        return (guard if self.now < until else None), until
+
+    def rank(self, stay: _Stay) -> tuple[bool, int, float, float, str]:
+        """Who goes first: idle, less urgent, of less worth, longer unused; names break what is still a tie."""
+        tenant = stay.tenant
+        return tenant.in_flight > 0, -tenant.priority, self.score(stay), tenant.last_used_at, tenant.holder
+
+    def score(self, stay: _Stay) -> float:
+        """What a tenant is worth by the policy's order."""
+        tenant, idle_s = stay.tenant, self.idle_s(stay.tenant)
+        if self.policy.order is Order.LRU:
+            return -idle_s
+        established = log2(1 + min(tenant.uses, USES_MAX))
+        return established * tenant.reload_s * GIB / stay.gives / pow(1 + idle_s, AGEING)
+
+    def idle_s(self, tenant: Tenant) -> float:
+        """Seconds since a tenant was used, or loaded."""
+        return max(self.now - max(tenant.last_used_at, tenant.loaded_at), 0.0)
+
+    def offer(self, device: str, free: int, stays: Iterable[_Stay]) -> _Offer | None:
+        """What the demand costs on a device: the first in rank that give enough together, less any to spare."""
+        short = self.demand.bytes - free
+        victims: list[_Stay] = []
+        if short > 0:
+            able = [stay for stay in stays if stay.guard is None]
+            if sum(stay.gives for stay in able) < short:
+                return None
+            ranked = sorted(able, key=self.rank)
+            totals = list(accumulate(stay.gives for stay in ranked))
+            last = bisect_left(totals, short)
+            spare = totals[last] - short
+            for stay in reversed(ranked[: last + 1]):
+                if stay.gives <= spare:
+                    spare -= stay.gives
+                else:
+                    victims.append(stay)
+        left = free + sum(victim.gives for victim in victims) - self.demand.bytes
+        return _Offer(self.price(victims), left, device, tuple(reversed(victims)))
+
+    def price(self, victims: Sequence[_Stay]) -> tuple[float, ...]:
+        """What evicting these costs, compared in this order: requests to wait for, urgency, worth, number."""
+        if not victims:
+            return ()
+        if self.policy.order is Order.LRU:
+            worth = max(self.score(victim) for victim in victims)
+        else:
+            worth = sum(self.score(victim) * victim.gives for victim in victims)
+        draining = any(victim.tenant.in_flight for victim in victims)
+        return draining, -min(victim.tenant.priority for victim in victims), worth, len(victims)
+
+    def accept(self, offers: Sequence[_Offer], mates: Sequence[_Stay]) -> Plan:
+        """The plan that takes these offers."""
+        chosen = [stay for offer in offers for stay in offer.victims]
+        after = self.ledger.without(stay.tenant.holder for stay in chosen)
+        placements = [
+            Placement(
+                device=offer.device,
+                free_before_bytes=self.ledger.free_bytes(offer.device),
+                free_after_bytes=after.free_bytes(offer.device) - self.demand.bytes,
+            )
+            for offer in offers
+        ]
+        victims = [self.victim(stay) for stay in (*mates, *chosen)]
+        return Plan(holder=self.demand.holder, placements=tuple(placements), victims=tuple(victims))
+
+    def victim(self, stay: _Stay) -> Victim:
+        """A tenant that has to leave, and why."""
+        tenant = stay.tenant
+        reason = "priority" if tenant.priority > self.demand.priority else "capacity"
+        if self.demand.group and tenant.group == self.demand.group:
+            reason = "group"
+        parts = [
+            f"priority {tenant.priority}",
+            f"{tenant.in_flight} in flight" if tenant.in_flight else f"idle {self.idle_s(tenant):.0f}s",
+            f"{tenant.uses} uses",
+            f"{tenant.reload_s:.1f}s to load again",
+            str(Bytes(stay.gives)),
+        ]
+        return Victim(
+            holder=tenant.holder,
+            device=tenant.device,
+            bytes=stay.gives,
+            reason=reason,
+            because=", ".join(parts),
+            score=self.score(stay),
+            after_drain=tenant.in_flight > 0,
+        )
+
+    def obstacle(self, device: str, stays: Sequence[_Stay]) -> Obstacle:
+        """Why the demand does not fit on a device, and when it may."""
+        evictable = sum(stay.gives for stay in stays if stay.guard is None)
+        short = self.demand.bytes - self.ledger.free_bytes(device) - evictable
+        too_large = self.demand.bytes > self.ledger.accounts[device].limit_bytes
+        return self.explain(device, stays, short, Reason.TOO_LARGE if too_large else Reason.HELD)
+
+    def mate_obstacle(self, mate: _Stay) -> Obstacle:
+        """Why one of the demand's group cannot leave, and when it may."""
+        return self.explain(mate.tenant.device, [mate], mate.gives, Reason.HELD)
+
+    def explain(self, device: str, stays: Sequence[_Stay], short: int, otherwise: Reason) -> Obstacle:
+        """The obstacle while `short` bytes of what is guarded are missing, for a reason that may end or `otherwise`."""
+        guarded: dict[Guard, int] = defaultdict(int)
+        for stay in stays:
+            if stay.guard is not None:
+                guarded[stay.guard] += stay.gives
+        ends = sorted((stay.until, stay.gives) for stay in stays if stay.guard is not None and stay.until < inf)
+        totals = list(accumulate(gives for _, gives in ends))
+        enough = bisect_left(totals, short)
+        reason = otherwise
+        if enough < len(ends):
+            reason = Reason.RESIDENCY
+        elif sum(totals[-1:]) + guarded[Guard.IN_FLIGHT] >= short:
+            reason = Reason.IN_FLIGHT
+        account = self.ledger.accounts[device]
+        return Obstacle(
+            device=device,
+            reason=reason,
+            limit_bytes=account.limit_bytes,
+            unmanaged_bytes=account.unmanaged_bytes,
+            free_bytes=self.ledger.free_bytes(device),
+            evictable_bytes=sum(stay.gives for stay in stays if stay.guard is None),
+            guarded_bytes={guard: guarded[guard] for guard in Guard if guarded[guard]},
+            retry_after_s=ends[enough][0] - self.now if reason is Reason.RESIDENCY else None,
+        )
+
+    def refuse(self, obstacles: Sequence[Obstacle], missing: int) -> Refusal:
+        """The refusal while `missing` of these obstacles have to go, for the reason of the last of the best ones."""
+        hope = list(Reason)
+        ranked = sorted(obstacles, key=lambda each: (hope.index(each.reason), each.retry_after_s or 0.0, each.device))
+        last = ranked[missing - 1]
+        asks = f"{self.demand.holder} needs {Bytes(self.demand.bytes)} at priority {self.demand.priority}"
+        return Refusal(
+            holder=self.demand.holder,
+            reason=last.reason,
+            message=f"{asks}{_ADVICE[last.reason]}; {'; '.join(map(str, obstacles))}",
+            obstacles=tuple(obstacles),
+            retry_after_s=last.retry_after_s,
+        )
+
+
+_ADVICE = {
+    Reason.RESIDENCY: " and has to wait until a model has stayed its time",
+    Reason.IN_FLIGHT: " and has to wait until requests have ended",
+    Reason.HELD: " and nothing that could make room for it may be unloaded",
+    Reason.TOO_LARGE: " and fits on no device even when it is empty",
+}
+
+
+def _offline(demand: Demand, ledger: Ledger) -> Refusal:
+    accepts = demand.devices if isinstance(demand.devices, str) else ", ".join(demand.devices)
+    known = ", ".join(f"{each.device} ({each.kind}, {each.state})" for each in ledger.accounts.values()) or "none"
+    message = f"{demand.holder} needs {demand.shards} device(s) of {accepts} online; there are: {known}"
+    return Refusal(holder=demand.holder, reason=Reason.NO_DEVICE, message=message)

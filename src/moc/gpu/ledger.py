@@ -35,12 +35,18 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What somebody wants: `bytes` on one device of `devices` (`auto`, a kind, or a list of ids)."""
+    """What somebody wants: `bytes` on one device of `devices` (`auto`, a kind, or a list of ids).
+
+    A demand in `shards` wants `bytes` on each of so many devices. Models of one `group` are never loaded
+    together; empty is no group.
+    """
 
     holder: str
     bytes: int
     devices: str | tuple[str, ...] = "auto"
     priority: int = 5
+    shards: int = 1
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,14 @@ class Ledger:
         """What may still be charged on a device; negative when outside processes took what was charged."""
         account = self.accounts[device]
         return account.limit_bytes - account.unmanaged_bytes - self.charged_bytes(device)
+
+    def free(self) -> dict[str, int]:
+        """`free_bytes` of every device, in one go."""
+        free = {each.device: each.limit_bytes - each.unmanaged_bytes for each in self.accounts.values()}
+        for charge in self.charges:
+            if charge.device in free:
+                free[charge.device] -= charge.bytes
+        return free
 
     def with_charge(self, charge: Charge) -> "Ledger":
         """The ledger after one more charge."""
@@ -81,13 +95,3 @@ class Ledger:
             if any(account.kind == kind for account in self.accounts.values()):
                 return [account for account in online if account.kind == kind]
         return []
-
-
-def place(demand: Demand, ledger: Ledger) -> str | None:
-    """The device the demand fits best: the one it leaves the least free; None when it fits nowhere."""
-    fits = [
-        (ledger.free_bytes(account.device) - demand.bytes, account.device)
-        for account in ledger.candidates(demand)
-        if ledger.free_bytes(account.device) >= demand.bytes
-    ]
-    return min(fits)[1] if fits else None

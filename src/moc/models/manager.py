@@ -1,71 +1,56 @@
 """Loading and unloading: asked for the end state, it gets there once for all who ask.
 
-Each version has one `_Slot`. Its lock serialises loading and unloading; its `resident` is what requests
-find. Everything runs on one event loop, so a request that finds a resident and enters it cannot be
-overtaken by an unload in between.
+Each version has one `Slot`. Everything runs on one event loop, so a request that finds a resident and enters
+it cannot be overtaken by an unload in between.
 """
 
 import asyncio
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
-from moc.kernel.errors import Conflict, DeadlineExceeded, LoadFailed, MocError, NotFound, QueueFull
+from moc.kernel.errors import Conflict, DeadlineExceeded, LoadFailed, MocError, NoCapacity, NotFound, QueueFull
 from moc.kernel.events import Event
 from moc.models.catalogue import Catalogue, Entry
+from moc.models.footprints import Footprints
 from moc.models.model import Artifact, FailReason, ModelSpec, State, parse_reference
-from moc.models.ports import Launch, Progress, Sources, Worker, Workers
+from moc.models.ports import Launch, Memory, Progress, Sources, Worker, Workers
 from moc.models.resident import Resident
+from moc.models.slot import Limits, Slot
 from moc.resilience.deadline import NEVER, Deadline
 
 log = structlog.get_logger(__name__)
 
 SWEEP_INTERVAL_S = 0.5
+MEASURED_WITHIN_S = 6.0
+"""A worker's memory has been measured since its first request when that is this long ago."""
+
 IDLE = "IdleTimeout"
 IN_PLACE = "file:"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How patient the manager is. Seconds throughout.
-
-    After a crash the worker is started again at once, then after `backoff_s`, twice that and so on up to
-    `backoff_max_s`; after `restarts_max` crashes without `healthy_s` of quiet in between it stays down.
-    """
-
-    load_timeout_s: float = 600.0
-    drain_timeout_s: float = 60.0
-    backoff_s: float = 0.5
-    backoff_max_s: float = 30.0
-    restarts_max: int = 5
-    healthy_s: float = 60.0
-
-
-@dataclass(slots=True)
-class _Slot:
-    entry: Entry
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    resident: Resident | None = None
-    loading: "asyncio.Task[Resident] | None" = None
-    waiting: int = 0
-    failures: int = 0
-    failed_at: float = 0.0
-    failure: LoadFailed | None = None
-    ready_at: float = 0.0
 
 
 class ModelManager:
     """Which models are loaded, and the only one who changes that."""
 
-    def __init__(self, *, catalogue: Catalogue, workers: Workers, sources: Sources, limits: Limits) -> None:
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        workers: Workers,
+        sources: Sources,
+        footprints: Footprints,
+        memory: Memory,
+        limits: Limits,
+    ) -> None:
         self._catalogue = catalogue
         self._workers = workers
         self._sources = sources
+        self._footprints = footprints
+        self._memory = memory
         self._limits = limits
-        self._slots: dict[tuple[str, int], _Slot] = {}
+        self._slots: dict[tuple[str, int], Slot] = {}
         self._found: dict[str, Resident] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = True
@@ -113,6 +98,7 @@ class ModelManager:
                 await self._catalogue.move(entry, State.REGISTERED, reason="CoordinatorRestarted")
                 await self._catalogue.move(entry, State.LOADING, reason="Adopted")
             await self._catalogue.move(entry, State.READY, reason="Adopted", worker_id=worker.id, info=worker.info)
+        self._memory.adopt(worker)
         self._publish(slot, worker)
 
     async def _settle(self, entry: Entry) -> None:
@@ -143,11 +129,20 @@ class ModelManager:
         slot = self._slot(self._catalogue.entry(reference))
         if slot.resident is not None:
             return slot.resident
-        self._refuse_in_backoff(slot)
+        slot.refuse_in_backoff()
         max_queue = slot.entry.version.spec.max_queue
         if slot.waiting >= max_queue:
             raise QueueFull(f"{slot.waiting} requests wait for {reference} to load; try again shortly", retry_after_s=1)
         return await self._await_load(slot, deadline, reason="Requested", actor="system")
+
+    def loaded(self) -> list[tuple[Entry, Resident]]:
+        """Every version that is loaded now."""
+        return [(slot.entry, slot.resident) for slot in self._slots.values() if slot.resident is not None]
+
+    async def evict(self, reference: str, *, reason: str, message: str) -> None:
+        """Unload a version so that another fits; no error when it is not loaded."""
+        slot = self._slot(self._catalogue.entry(reference))
+        await self._unload(slot, reason=reason, actor="system", patience_s=None, message=message)
 
     # what operators ask
 
@@ -187,7 +182,7 @@ class ModelManager:
     async def load(self, reference: str, deadline: Deadline, *, actor: str) -> Entry:
         """Load a version now, whatever failed before."""
         slot = self._slot(self._catalogue.entry(reference))
-        slot.failure, slot.failures = None, 0
+        slot.forgive()
         if slot.resident is None:
             await self._await_load(slot, deadline, reason="Requested", actor=actor)
         return slot.entry
@@ -219,26 +214,14 @@ class ModelManager:
 
     # loading
 
-    def _slot(self, entry: Entry) -> _Slot:
+    def _slot(self, entry: Entry) -> Slot:
         key = (entry.version.name, entry.version.version)
         slot = self._slots.get(key)
         if slot is None:
-            slot = self._slots[key] = _Slot(entry)
+            slot = self._slots[key] = Slot(entry, self._limits)
         return slot
 
-    def _refuse_in_backoff(self, slot: _Slot) -> None:
-        if slot.failure is None:
-            return
-        left = slot.failed_at + self._backoff_s(slot.failures) - time.monotonic()
-        if left > 0:
-            again = LoadFailed(slot.failure.message, reason=slot.failure.reason, details=slot.failure.details)
-            again.retry_after_s = left
-            raise again
-
-    def _backoff_s(self, failures: int) -> float:
-        return min(self._limits.backoff_max_s, self._limits.backoff_s * 2.0 ** max(0, failures - 1))
-
-    async def _await_load(self, slot: _Slot, deadline: Deadline, *, reason: str, actor: str) -> Resident:
+    async def _await_load(self, slot: Slot, deadline: Deadline, *, reason: str, actor: str) -> Resident:
         if slot.loading is None:
             slot.loading = self._spawn(self._load(slot, reason=reason, actor=actor))
             slot.loading.add_done_callback(lambda _: self._load_ended(slot))
@@ -248,33 +231,31 @@ class ModelManager:
             async with asyncio.timeout(deadline.remaining_s()):
                 return await asyncio.shield(task)
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"{slot.entry.version.reference} was not loaded in time; it goes on loading, ask again"
-            ) from None
+            raise DeadlineExceeded(f"{slot.reference} was not loaded in time; it goes on loading, ask again") from None
         except asyncio.CancelledError:
             if task.cancelled():
-                raise Conflict(f"{slot.entry.version.reference} was unloaded while it was loading") from None
+                raise Conflict(f"{slot.reference} was unloaded while it was loading") from None
             raise
         finally:
             slot.waiting -= 1
 
-    def _load_ended(self, slot: _Slot) -> None:
+    def _load_ended(self, slot: Slot) -> None:
         task, slot.loading = slot.loading, None
         if task is not None and not task.cancelled():
             task.exception()  # told to those who waited; nobody may have
 
-    def _load_in_background(self, slot: _Slot, reason: str, *, after_s: float = 0.0) -> None:
+    def _load_in_background(self, slot: Slot, reason: str, *, after_s: float = 0.0) -> None:
         async def load() -> None:
             await asyncio.sleep(after_s)
             if slot.resident is None:
                 try:
                     await self._await_load(slot, NEVER, reason=reason, actor="system")
                 except MocError as error:
-                    log.warning("load failed", model=slot.entry.version.reference, error=error.message)
+                    log.warning("load failed", model=slot.reference, error=error.message)
 
         self._spawn(load())
 
-    async def _load(self, slot: _Slot, *, reason: str, actor: str) -> Resident:
+    async def _load(self, slot: Slot, *, reason: str, actor: str) -> Resident:
         async with slot.lock:
             if slot.resident is not None:
                 return slot.resident
@@ -287,12 +268,12 @@ class ModelManager:
                 async with asyncio.timeout(self._limits.load_timeout_s):
                     worker = await self._launch(slot, artifact)
             except asyncio.CancelledError:
+                self._memory.release(slot.reference)
                 if not self._stopping:  # else it stays `loading`, and the next coordinator loads it
                     await self._catalogue.move(entry, State.REGISTERED, reason="Cancelled", worker_id="")
                 raise
             except Exception as error:
-                await self._failed(slot, error)
-                raise slot.failure or error from None
+                raise await self._failed(slot, error) from None
             await self._catalogue.move(
                 entry,
                 State.READY,
@@ -304,36 +285,40 @@ class ModelManager:
             )
             return self._publish(slot, worker)
 
-    async def _launch(self, slot: _Slot, artifact: Artifact) -> Worker:
+    async def _launch(self, slot: Slot, artifact: Artifact) -> Worker:
         version = slot.entry.version
+        expected = await self._footprints.expected(version, artifact)
+        grant = await self._memory.reserve(version, expected.bytes, Deadline.after(self._limits.memory_wait_s))
+        slot.evicted = grant.evicted
         launch = Launch(
             model=version.reference,
             digest=version.digest,
             runtime=version.spec.runtime,
             path=artifact.path,
             options=version.spec.options,
+            device=grant.device,
+            bytes=grant.bytes,
         )
         return await self._workers.start_worker(launch, NEVER)
 
-    async def _failed(self, slot: _Slot, error: Exception) -> None:
-        if isinstance(error, LoadFailed):
-            failure = error
-        elif isinstance(error, TimeoutError):
-            failure = LoadFailed(
-                f"{slot.entry.version.reference} was not loaded within {self._limits.load_timeout_s:g} s",
-                reason=FailReason.LOAD_FAILED,
-            )
+    async def _failed(self, slot: Slot, error: Exception) -> MocError:
+        """Record why it could not be loaded and bring back what made room for it; the error to tell."""
+        self._memory.release(slot.reference)
+        evicted, slot.evicted = slot.evicted, ()
+        if isinstance(error, NoCapacity):
+            failure: MocError = error  # tried again at the next request: memory comes and goes
+            reason = FailReason.OUT_OF_MEMORY
+            evicted = error.details.get("evicted", ())
         else:
-            text = error.message if isinstance(error, MocError) else f"{type(error).__name__}: {error}"
-            failure = LoadFailed(text, reason=FailReason.LOAD_FAILED)
-        slot.failure, slot.failed_at = failure, time.monotonic()
-        slot.failures += 1
+            failure = told = slot.fail(error)
+            reason = FailReason(told.reason)
         if slot.entry.status.state is not State.FAILED:
-            await self._catalogue.move(
-                slot.entry, State.FAILED, reason=failure.reason, message=failure.message, worker_id=""
-            )
+            await self._catalogue.move(slot.entry, State.FAILED, reason=reason, message=failure.message, worker_id="")
+        for reference in evicted:
+            self._load_in_background(self._slot(self._catalogue.entry(reference)), "Restored")
+        return failure
 
-    async def _pull(self, slot: _Slot) -> Artifact:
+    async def _pull(self, slot: Slot) -> Artifact:
         """The version's files, as they were hashed; fetched again when the coordinator's copy is gone."""
         entry = slot.entry
         if entry.version.artifact is not None:
@@ -363,7 +348,7 @@ class ModelManager:
 
         return progress
 
-    def _publish(self, slot: _Slot, worker: Worker) -> Resident:
+    def _publish(self, slot: Slot, worker: Worker) -> Resident:
         version = slot.entry.version
         resident = Resident(
             reference=version.reference,
@@ -373,7 +358,7 @@ class ModelManager:
             max_queue=version.spec.max_queue,
             adopted=worker.adopted,
         )
-        slot.resident, slot.failure, slot.ready_at = resident, None, time.monotonic()
+        slot.occupy(resident)
         self._found[version.reference] = resident
         if self._catalogue.entry(version.name) is slot.entry:
             self._found[version.name] = resident
@@ -381,13 +366,15 @@ class ModelManager:
             self._lost(worker, "ended right after it was ready")  # before anybody could be told
         return resident
 
-    def _withdraw(self, slot: _Slot) -> None:
+    def _withdraw(self, slot: Slot) -> None:
         resident, slot.resident = slot.resident, None
         self._found = {key: value for key, value in self._found.items() if value is not resident}
 
     # unloading, and being bereaved
 
-    async def _unload(self, slot: _Slot, *, reason: str, actor: str, patience_s: float | None) -> None:
+    async def _unload(
+        self, slot: Slot, *, reason: str, actor: str, patience_s: float | None, message: str = ""
+    ) -> None:
         async with slot.lock:
             resident = slot.resident
             if resident is None or (reason == IDLE and resident.idle_s() < slot.entry.version.spec.ttl_s):
@@ -397,8 +384,12 @@ class ModelManager:
             limit = self._limits.drain_timeout_s
             await resident.idle(limit if patience_s is None else min(limit, patience_s))
             await self._catalogue.move(slot.entry, State.UNLOADING, reason=reason, actor=actor)
+            await self._learn(slot, resident)
             await self._workers.stop_worker(resident.worker_id, reason=reason)
-            await self._catalogue.move(slot.entry, State.REGISTERED, reason=reason, actor=actor, worker_id="")
+            self._memory.release(slot.reference)
+            await self._catalogue.move(
+                slot.entry, State.REGISTERED, reason=reason, actor=actor, worker_id="", message=message
+            )
 
     def _lost(self, worker: Worker, why: str) -> None:
         for slot in self._slots.values():
@@ -408,35 +399,40 @@ class ModelManager:
                     self._spawn(self._recover(slot, why))
                 return
 
-    async def _recover(self, slot: _Slot, why: str) -> None:
+    async def _recover(self, slot: Slot, why: str) -> None:
         """Start a crashed worker again, unless it keeps crashing."""
         async with slot.lock:
             if slot.resident is not None or slot.entry.status.state is not State.READY:
                 return
-            if time.monotonic() - slot.ready_at >= self._limits.healthy_s:
-                slot.failures = 0
-            slot.failures += 1
-            message = f"the worker of {slot.entry.version.reference} died: {why}"
-            if slot.failures > self._limits.restarts_max:
-                message += f", {slot.failures} times in a row; see its log, then `moc models load` it"
-                await self._failed(slot, LoadFailed(message, reason=FailReason.RUNTIME_UNHEALTHY))
+            self._memory.release(slot.reference)
+            down = slot.crash(why)
+            if down is not None:
+                await self._failed(slot, down)
                 return
-            if slot.failures > 1:
-                slot.failure = LoadFailed(f"{message}; it is being started again", reason=FailReason.RUNTIME_UNHEALTHY)
-                slot.failed_at = time.monotonic()
+            message = f"the worker of {slot.reference} died: {why}"
             await self._catalogue.move(slot.entry, State.LOADING, reason="WorkerLost", message=message, worker_id="")
-        pause_s = 0.0 if slot.failures == 1 else self._backoff_s(slot.failures)
-        self._load_in_background(slot, "WorkerLost", after_s=pause_s)
+        self._load_in_background(slot, "WorkerLost", after_s=slot.restart_pause_s)
 
     async def _sweep(self) -> None:
-        """Unload what has been idle for its ttl."""
+        """Unload what has been idle for its ttl; learn what those that are loaded take."""
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             for slot in list(self._slots.values()):
                 spec, resident = slot.entry.version.spec, slot.resident
+                if resident is not None:
+                    await self._learn(slot, resident)
                 if resident is None or spec.pin or not spec.ttl_s or resident.idle_s() < spec.ttl_s:
                     continue
                 self._spawn(self._unload(slot, reason=IDLE, actor="system", patience_s=None))
+
+    async def _learn(self, slot: Slot, resident: Resident) -> None:
+        """Tell how much it was last measured to hold; the store may be away, loading and unloading go on."""
+        measured, used = self._workers.memory_bytes(resident.worker_id), resident.in_use_s() > MEASURED_WITHIN_S
+        self._memory.observe(resident.reference, measured)
+        try:
+            await self._footprints.learn(slot.entry.version, resident.worker_id, measured, used=used)
+        except MocError as error:
+            log.warning("a footprint was not recorded", model=resident.reference, error=error.message)
 
     def _spawn(self, work: "Coroutine[Any, Any, Any]") -> "asyncio.Task[Any]":
         task = asyncio.create_task(work)

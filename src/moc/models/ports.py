@@ -5,18 +5,23 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from moc.kernel.records import Fence
-from moc.models.model import Artifact, ModelSpec
+from moc.models.model import Artifact, ModelSpec, ModelVersion
 from moc.resilience.deadline import Deadline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """What a worker is started with. `model` is `name@version`, `path` the artifact on this host."""
+    """What a worker is started with. `model` is `name@version`, `path` the artifact on this host.
+
+    `device` and `bytes` are the memory it was charged.
+    """
 
     model: str
     digest: str
     runtime: str
     path: str
+    device: str = ""
+    bytes: int = 0
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -27,7 +32,7 @@ class Worker:
     `process_started_at` (with `pid`) names the process beyond doubt, as psutil's create_time gives it;
     `folder` is its private folder (0700) with `socket` in it; `term` is that of the host seat it was last
     claimed with; `adopted` is true when a later coordinator than the one that started it holds it;
-    `info` is what its engine said when it was ready.
+    `info` is what its engine said when it was ready; `device` and `bytes` are the memory it was charged.
     """
 
     id: str
@@ -42,6 +47,8 @@ class Worker:
     state: str
     term: int
     started_at: float
+    device: str = ""
+    bytes: int = 0
     adopted: bool = False
     info: dict[str, Any] = field(default_factory=dict)
 
@@ -92,6 +99,38 @@ class HostSeat(Protocol):
 
     def fence(self) -> Fence:
         """The operation that makes a commit fail once this term is over; NotLeader if it is known to be."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """Device memory that was charged to a model, and the models (`name@version`) that were unloaded for it."""
+
+    device: str
+    bytes: int
+    evicted: tuple[str, ...] = ()
+
+
+class Memory(Protocol):
+    """Who keeps the books of device memory."""
+
+    async def reserve(self, version: ModelVersion, needed_bytes: int, deadline: Deadline) -> Grant:
+        """Charge what a version needs before it is loaded, unloading others if that takes it.
+
+        NoCapacity when it does not fit by the deadline; those unloaded in vain are in its details, as `evicted`.
+        """
+        ...
+
+    def adopt(self, worker: Worker) -> None:
+        """Charge what a worker holds already."""
+        ...
+
+    def observe(self, reference: str, measured_bytes: int) -> None:
+        """A loaded version was measured to hold so much."""
+        ...
+
+    def release(self, reference: str) -> None:
+        """Its process is dead; idempotent."""
         ...
 
 

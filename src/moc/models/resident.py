@@ -11,11 +11,14 @@ class Resident:
         "_idle",
         "adopted",
         "digest",
+        "first_used_at",
         "last_used_at",
+        "loaded_at",
         "max_concurrent",
         "max_queue",
         "reference",
         "users",
+        "uses",
         "worker_id",
     )
 
@@ -29,19 +32,28 @@ class Resident:
         self.max_queue = max_queue
         self.adopted = adopted
         self.users = 0
-        self.last_used_at = time.monotonic()
+        self.uses = 0
+        self.first_used_at: float | None = None
+        self.loaded_at = self.last_used_at = time.monotonic()
         self._idle: asyncio.Future[None] | None = None
 
     def enter(self) -> None:
         """One more request uses it."""
         self.users += 1
+        self.uses += 1
 
     def leave(self) -> None:
         """One request is over."""
         self.users -= 1
         self.last_used_at = time.monotonic()
+        if self.first_used_at is None:
+            self.first_used_at = self.last_used_at
         if self.users == 0 and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
+
+    def in_use_s(self) -> float:
+        """Seconds since the first request ended; 0 when none has."""
+        return 0.0 if self.first_used_at is None else time.monotonic() - self.first_used_at
 
     def idle_s(self) -> float:
         """Seconds since the last request ended; 0 while one runs."""

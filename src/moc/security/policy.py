@@ -10,13 +10,15 @@ class Operation(StrEnum):
     READ_MODELS = "models.read"
     CHANGE_MODELS = "models.change"
     READ_SYSTEM = "system.read"
+    READ_DEVICES = "devices.read"
+    CHANGE_DEVICES = "devices.change"
 
 
-_READER = frozenset({Operation.READ_MODELS, Operation.READ_SYSTEM})
+_READER = frozenset({Operation.READ_MODELS, Operation.READ_SYSTEM, Operation.READ_DEVICES})
 
 ALLOWED: dict[Role, frozenset[Operation]] = {
     Role.VIEWER: _READER,
     Role.INFERENCE: frozenset({Operation.INFER, Operation.READ_MODELS}),
-    Role.OPERATOR: _READER | {Operation.INFER, Operation.CHANGE_MODELS},
+    Role.OPERATOR: _READER | {Operation.INFER, Operation.CHANGE_MODELS, Operation.CHANGE_DEVICES},
     Role.ADMIN: frozenset(Operation),
 }

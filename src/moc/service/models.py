@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 
-from moc.kernel.errors import InvalidRequest
+from moc.kernel.errors import Conflict, InvalidRequest
 from moc.kernel.units import Bytes, parse_duration_s
 from moc.models.catalogue import Catalogue, Entry
+from moc.models.footprints import Footprints
 from moc.models.manager import ModelManager
 from moc.models.model import RUNTIMES, ModelSpec
 from moc.models.ports import Sources
@@ -16,6 +17,7 @@ from moc.resilience.deadline import Deadline
 from moc.security.identity import Identity
 from moc.security.policy import Operation
 from moc.service.guard import require
+from moc.service.tenancy import Explanation, Tenancy
 from moc.service.views import ModelView, Page, model_view
 from moc.service.workforce import Workforce
 
@@ -64,63 +66,84 @@ def _check_ranges(spec: ModelSpec, where: str) -> None:
 class ModelsService:
     """Models by reference (`name` or `name@version`); every method authorises first."""
 
-    def __init__(self, *, catalogue: Catalogue, manager: ModelManager, sources: Sources, workforce: Workforce) -> None:
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        manager: ModelManager,
+        sources: Sources,
+        footprints: Footprints,
+        tenancy: Tenancy,
+        workforce: Workforce,
+    ) -> None:
         self._catalogue = catalogue
         self._manager = manager
         self._sources = sources
+        self._footprints = footprints
+        self._tenancy = tenancy
         self._workforce = workforce
 
     async def list(self, identity: Identity, *, after: str | None, limit: int) -> Page[ModelView]:
         """The newest version of each model, by name; `after` is the last name of the page before."""
         require(identity, Operation.READ_MODELS)
         names = [name for name in self._catalogue.names() if after is None or name > after]
-        views = [self._view(self._catalogue.entry(name)) for name in names[:limit]]
+        views = [await self._view(self._catalogue.entry(name)) for name in names[:limit]]
         return Page(views, names[limit - 1] if len(names) > limit else None)
 
     async def versions(self, identity: Identity, name: str) -> Sequence[ModelView]:
         """Every version of a model, oldest first; NotFound when there is none."""
         require(identity, Operation.READ_MODELS)
         self._catalogue.entry(name)
-        return [self._view(entry) for entry in self._catalogue.versions(name)]
+        return [await self._view(entry) for entry in self._catalogue.versions(name)]
 
     async def index(self, identity: Identity, *, ready_only: bool) -> Sequence[ModelView]:
         """Every version of every model."""
         require(identity, Operation.READ_MODELS)
         entries = [entry for name in self._catalogue.names() for entry in self._catalogue.versions(name)]
-        views = [self._view(entry) for entry in entries]
+        views = [await self._view(entry) for entry in entries]
         return [view for view in views if view.state == "ready" or not ready_only]
 
     async def show(self, identity: Identity, reference: str) -> ModelView:
         """One version."""
         require(identity, Operation.READ_MODELS)
-        return self._view(self._catalogue.entry(reference))
+        return await self._view(self._catalogue.entry(reference))
+
+    async def explain(self, identity: Identity, reference: str) -> Explanation:
+        """What loading it would do now; changes nothing. Conflict until its files are here or its need declared."""
+        require(identity, Operation.READ_MODELS)
+        version = self._catalogue.entry(reference).version
+        expected = await self._footprints.known(version)
+        if expected is None:
+            raise Conflict(f"what {version.reference} needs is not known before its files are here; pull it first")
+        return self._tenancy.explain(version, expected.bytes)
 
     async def add(self, identity: Identity, name: str, spec: ModelSpec) -> ModelView:
         """Register a new version; the same spec as the newest one's returns that one."""
         require(identity, Operation.CHANGE_MODELS)
         self._sources.check(spec.source, trusted=False)
-        return self._view(await self._manager.add(name, spec, actor=identity.key_id))
+        return await self._view(await self._manager.add(name, spec, actor=identity.key_id))
 
     async def pull(self, identity: Identity, reference: str, deadline: Deadline) -> ModelView:
         """Bring its files here."""
         require(identity, Operation.CHANGE_MODELS)
-        return self._view(await self._manager.pull(reference, deadline))
+        return await self._view(await self._manager.pull(reference, deadline))
 
     async def load(self, identity: Identity, reference: str, deadline: Deadline) -> ModelView:
         """Load it; returns when it is ready."""
         require(identity, Operation.CHANGE_MODELS)
-        return self._view(await self._manager.load(reference, deadline, actor=identity.key_id))
+        return await self._view(await self._manager.load(reference, deadline, actor=identity.key_id))
 
     async def unload(self, identity: Identity, reference: str, deadline: Deadline) -> ModelView:
         """Drain it and free its memory."""
         require(identity, Operation.CHANGE_MODELS)
-        return self._view(await self._manager.unload(reference, deadline, actor=identity.key_id))
+        return await self._view(await self._manager.unload(reference, deadline, actor=identity.key_id))
 
     async def remove(self, identity: Identity, reference: str) -> None:
         """Unload and forget it; a bare name means all its versions."""
         require(identity, Operation.CHANGE_MODELS)
         await self._manager.remove(reference, actor=identity.key_id)
 
-    def _view(self, entry: Entry) -> ModelView:
+    async def _view(self, entry: Entry) -> ModelView:
         worker_id = entry.status.worker_id
-        return model_view(entry, self._workforce.holding(worker_id) if worker_id else None)
+        worker = self._workforce.holding(worker_id) if worker_id else None
+        return model_view(entry, worker, await self._footprints.known(entry.version))

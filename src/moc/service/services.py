@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from moc.security.identity import Authenticator
+from moc.service.devices import DevicesService
 from moc.service.inference import InferenceService
 from moc.service.models import ModelsService
 from moc.service.system import SystemService
@@ -15,4 +16,5 @@ class Services:
     authenticator: Authenticator
     inference: InferenceService
     models: ModelsService
+    devices: DevicesService
     system: SystemService

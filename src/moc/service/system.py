@@ -10,6 +10,7 @@ import psutil
 from moc.kernel.records import Store
 from moc.security.identity import Identity
 from moc.security.policy import Operation
+from moc.service.devices import DevicesService
 from moc.service.guard import require
 from moc.service.views import (
     EventView,
@@ -23,7 +24,7 @@ from moc.service.views import (
     rfc3339,
 )
 from moc.service.workforce import Workforce
-from moc.telemetry.metrics import CONTENT_TYPE, Metrics
+from moc.telemetry.metrics import CONTENT_TYPE, DeviceGauges, Metrics
 
 METRICS_CONTENT_TYPE = CONTENT_TYPE
 
@@ -59,12 +60,20 @@ class SystemService:
     """Workers, events, health and metrics of this replica."""
 
     def __init__(
-        self, *, replica: Replica, store: Store, seats: Sequence[HeldSeat], workforce: Workforce, metrics: Metrics
+        self,
+        *,
+        replica: Replica,
+        store: Store,
+        seats: Sequence[HeldSeat],
+        workforce: Workforce,
+        devices: DevicesService,
+        metrics: Metrics,
     ) -> None:
         self._replica = replica
         self._store = store
         self._seats = seats
         self._workforce = workforce
+        self._devices = devices
         self._metrics = metrics
 
     async def workers(self, identity: Identity, *, after: str | None, limit: int) -> Page[WorkerView]:
@@ -141,5 +150,15 @@ class SystemService:
 
     def _take_stock(self) -> None:
         self._metrics.observe_workers(self._workforce.memory_by_model())
+        self._metrics.observe_devices(
+            DeviceGauges(
+                device=view.id,
+                state=view.state,
+                capacity_bytes=view.capacity_bytes,
+                used_bytes=view.measured_bytes,
+                unmanaged_bytes=view.unmanaged_bytes,
+            )
+            for view in self._devices.views()
+        )
         for seat in self._seats:
             self._metrics.observe_seat(seat.name, held=seat.held, term=seat.term)

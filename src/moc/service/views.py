@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar
 
 from moc.kernel.events import Event
 from moc.models.catalogue import Entry
+from moc.models.footprint import Footprint
 from moc.models.ports import Worker
 
 V = TypeVar("V")
@@ -51,6 +52,14 @@ class ArtifactView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedMemoryView:
+    """What a version will need when it is loaded; `how` is declared, learned, estimated or file size."""
+
+    bytes: int
+    how: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelView:
     """A model version: what it is, how it is doing, and the worker that holds it."""
 
@@ -66,6 +75,7 @@ class ModelView:
     options: dict[str, Any]
     devices: str | list[str]
     memory_bytes: int | None
+    expected_memory: ExpectedMemoryView | None
     preload: bool
     pin: bool
     ttl_s: float
@@ -131,6 +141,40 @@ class SystemView:
     memory: MemoryView
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChargeView:
+    """Bytes of a device that belong to one holder; priority 1 is the highest."""
+
+    holder: str
+    bytes: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceView:
+    """Memory that models are put in, and who has it.
+
+    `limit_bytes` is how much is given away at most; `charged_bytes` is given away, to the holders in `charges`.
+    `measured_bytes` is in use, by anybody; `unmanaged_bytes` of that by processes nobody declared. What a
+    lost device does not tell is null.
+    """
+
+    id: str
+    kind: str
+    name: str
+    uuid: str
+    state: str
+    capacity_bytes: int
+    limit_bytes: int
+    charged_bytes: int
+    charges: list[ChargeView]
+    measured_bytes: int | None
+    unmanaged_bytes: int | None
+    temperature_c: float | None
+    utilization_ratio: float | None
+    problem: str
+
+
 @dataclass(frozen=True, slots=True)
 class Readiness:
     """Whether requests should be sent here, and which part says no."""
@@ -157,8 +201,8 @@ def worker_view(worker: Worker, *, memory_bytes: int, in_flight: int) -> WorkerV
     )
 
 
-def model_view(entry: Entry, worker: WorkerView | None) -> ModelView:
-    """A version with the worker that holds it."""
+def model_view(entry: Entry, worker: WorkerView | None, expected: Footprint | None) -> ModelView:
+    """A version with the worker that holds it, and what it is expected to need."""
     version, status, spec = entry.version, entry.status, entry.version.spec
     artifact = version.artifact
     return ModelView(
@@ -174,6 +218,7 @@ def model_view(entry: Entry, worker: WorkerView | None) -> ModelView:
         options=spec.options,
         devices=spec.devices,
         memory_bytes=spec.memory_bytes,
+        expected_memory=None if expected is None else ExpectedMemoryView(bytes=expected.bytes, how=expected.how),
         preload=spec.preload,
         pin=spec.pin,
         ttl_s=spec.ttl_s,

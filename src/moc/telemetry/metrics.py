@@ -1,6 +1,7 @@
 """Prometheus metrics: base units, prefix `modelops_`, labels of bounded number (never a key or a request)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -19,6 +20,17 @@ class _Children:
         self.requests = requests
         self.queue = queue
         self.engine = engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceGauges:
+    """A device as it is now; None = it does not tell."""
+
+    device: str
+    state: str
+    capacity_bytes: int
+    used_bytes: int | None
+    unmanaged_bytes: int | None
 
 
 class Metrics:
@@ -47,11 +59,20 @@ class Metrics:
         self._memory = Gauge(
             "modelops_worker_memory_bytes", "Memory of a model's worker processes.", ["model"], registry=self.registry
         )
+        self._capacity = self._device_gauge("memory_capacity_bytes", "Memory a device has.")
+        self._used = self._device_gauge("memory_used_bytes", "Memory of a device in use, by anybody.")
+        self._unmanaged = self._device_gauge(
+            "memory_unmanaged_bytes", "Memory of a device in use by processes nobody declared."
+        )
+        self._state = self._device_gauge("state", "1 for the state a device is in.", "state")
         self._held = Gauge(
             "modelops_seat_held", "1 while this replica holds the seat.", ["seat"], registry=self.registry
         )
         self._term = Gauge("modelops_seat_term", "The seat's term as last held here.", ["seat"], registry=self.registry)
         Gauge("modelops_build_info", "Always 1.", ["version"], registry=self.registry).labels(version).set(1)
+        self._evictions = Counter(
+            "modelops_evictions_total", "Models unloaded so that others fit.", ["reason"], registry=self.registry
+        )
         self._children: dict[tuple[str, str, str], _Children] = {}
 
     def finished(self, reference: str, kind: str, code: str, *, queue_s: float, engine_s: float) -> None:
@@ -70,15 +91,34 @@ class Metrics:
         for reference, size in memory_by_model.items():
             self._memory.labels(reference).set(size)
 
+    def observe_devices(self, devices: Iterable[DeviceGauges]) -> None:
+        """Take stock of the devices; what one does not tell has no sample."""
+        for gauge in (self._capacity, self._used, self._unmanaged, self._state):
+            gauge.clear()
+        for each in devices:
+            self._capacity.labels(each.device).set(each.capacity_bytes)
+            self._state.labels(each.device, each.state).set(1)
+            if each.used_bytes is not None:
+                self._used.labels(each.device).set(each.used_bytes)
+            if each.unmanaged_bytes is not None:
+                self._unmanaged.labels(each.device).set(each.unmanaged_bytes)
+
     def observe_seat(self, seat: str, *, held: bool, term: int) -> None:
         """Take stock of a seat."""
         self._held.labels(seat).set(int(held))
         self._term.labels(seat).set(term)
 
+    def evicted(self, reason: str) -> None:
+        """Count a model that was unloaded so that another fits."""
+        self._evictions.labels(reason).inc()
+
     def text(self, refresh: Callable[[], None]) -> bytes:
         """The exposition in Prometheus' text format, after `refresh` took stock."""
         refresh()
         return generate_latest(self.registry)
+
+    def _device_gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        return Gauge(f"modelops_device_{name}", meaning, ["device", *labels], registry=self.registry)
 
     def _bind(self, reference: str, kind: str, code: str) -> _Children:
         children = self._children[(reference, kind, code)] = _Children(

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from moc.inference.request import Info, Reply, Request
 from moc.kernel.errors import LoadFailed, MocError, WorkerLost
 from moc.kernel.ids import new_id
-from moc.models.model import Artifact, ModelSpec
-from moc.models.ports import Launch, Progress, Worker
+from moc.models.model import Artifact, ModelSpec, ModelVersion
+from moc.models.ports import Grant, Launch, Progress, Worker
 from moc.resilience.deadline import Deadline
 
 INFO = Info(kinds=("tensors", "chat"), engine="fake", concurrency=2)
@@ -102,6 +102,8 @@ class FakeWorkers:
             state="ready",
             term=1,
             started_at=0.0,
+            device=launch.device,
+            bytes=launch.bytes,
             info={"kinds": list(self.info.kinds), "engine": self.info.engine},
         )
         self._hold(worker)
@@ -184,3 +186,30 @@ class FakeSources:
     async def discard(self, artifact: Artifact) -> None:
         """Remembered."""
         self.discarded.append(artifact.path)
+
+
+class FakeMemory:
+    """Room for every version until `error` is set; `held` is who has been charged, `evicting` who makes room."""
+
+    def __init__(self) -> None:
+        self.error: MocError | None = None
+        self.evicting: tuple[str, ...] = ()
+        self.held: dict[str, int] = {}
+
+    async def reserve(self, version: ModelVersion, needed_bytes: int, deadline: Deadline) -> Grant:
+        """A grant for all that is asked."""
+        if self.error is not None:
+            raise self.error
+        self.held[version.reference] = needed_bytes
+        return Grant(device="host", bytes=needed_bytes, evicted=self.evicting)
+
+    def adopt(self, worker: Worker) -> None:
+        """Held from now on."""
+        self.held[worker.model] = worker.bytes
+
+    def observe(self, reference: str, measured_bytes: int) -> None:
+        """Nobody asks."""
+
+    def release(self, reference: str) -> None:
+        """Not held any more."""
+        self.held.pop(reference, None)

@@ -145,6 +145,8 @@ class LocalWorkers:
                 state="starting",
                 term=self._seat.term,
                 started_at=self._clock.wall(),
+                device=launch.device,
+                bytes=launch.bytes,
             ),
             folder,
         )

@@ -1,9 +1,9 @@
-"""The management API under /api/v1: models, workers, events, the system."""
+"""The management API under /api/v1: models, devices, workers, events, the system."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
@@ -14,7 +14,8 @@ from moc.resilience.deadline import Deadline
 from moc.security.identity import Identity
 from moc.service.models import spec_from
 from moc.service.services import Services
-from moc.service.views import EventView, ModelView, SystemView, WorkerView
+from moc.service.tenancy import Explanation
+from moc.service.views import DeviceView, EventView, ModelView, SystemView, WorkerView
 from moc.transports.rest.body import decoded
 from moc.transports.rest.exchange import Exchange
 from moc.transports.rest.operation import DEADLINE_HEADER, EXCHANGE
@@ -41,6 +42,21 @@ class WorkerList:
 
     workers: list[WorkerView]
     next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceList:
+    """Devices by id; `next` is the `after` of the following page."""
+
+    devices: list[DeviceView]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceChange:
+    """What a device is to be: `cordoned` takes no new holders, `online` does."""
+
+    state: Literal["cordoned", "online"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +100,21 @@ NEW_MODEL: Final[dict[str, Any]] = {
         "max_queue": {"type": "integer", "minimum": 0},
     },
 }
+_device_change_decoder: Final = msgspec.json.Decoder(DeviceChange)
+_DEVICE_CHANGE_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["state"],
+                    "properties": {"state": {"type": "string", "enum": ["cordoned", "online"]}},
+                }
+            }
+        },
+    }
+}
 _new_model_decoder: Final = msgspec.json.Decoder(dict[str, Any])
 _NEW_MODEL_BODY: Final = {"requestBody": {"required": True, "content": {"application/json": {"schema": NEW_MODEL}}}}
 
@@ -93,6 +124,7 @@ def router(services: Services, *, closing: asyncio.Event) -> APIRouter:
     routes = APIRouter(prefix="/api/v1")
     _add_models(routes, services)
     _add_model_changes(routes, services)
+    _add_devices(routes, services)
     _add_system(routes, services)
     _add_events(routes, services, closing)
     return routes
@@ -125,6 +157,15 @@ def _add_models(routes: APIRouter, services: Services) -> None:
     @routes.get("/models/{reference}", tags=["models"], response_model=ModelView, summary="Show a model")
     async def show_model(call: Call, reference: Reference) -> Response:
         return _json(await models.show(call.identity, reference))
+
+    @routes.get(
+        "/models/{reference}/explain",
+        tags=["models"],
+        response_model=Explanation,
+        summary="Tell what loading a model would do",
+    )
+    async def explain_model(call: Call, reference: Reference) -> Response:
+        return _json(await models.explain(call.identity, reference))
 
     @routes.get("/models/{name}/versions", tags=["models"], response_model=VersionList, summary="List versions")
     async def list_versions(call: Call, name: str) -> Response:
@@ -177,6 +218,31 @@ def _add_change(routes: APIRouter, verb: str, change: Change, summary: str) -> N
             summary=summary,
             openapi_extra={"parameters": [DEADLINE_HEADER]},
         )
+
+
+def _add_devices(routes: APIRouter, services: Services) -> None:
+    devices = services.devices
+
+    @routes.get("/devices", tags=["devices"], response_model=DeviceList, summary="List devices")
+    async def list_devices(call: Call, after: After = None, limit: Limit = 100) -> Response:
+        page = await devices.list(call.identity, after=after, limit=limit)
+        return _json(DeviceList(page.items, page.next))
+
+    # The id of a part of a divided device has a slash.
+    @routes.get("/devices/{device_id:path}", tags=["devices"], response_model=DeviceView, summary="Show a device")
+    async def show_device(call: Call, device_id: str) -> Response:
+        return _json(await devices.show(call.identity, device_id))
+
+    @routes.patch(
+        "/devices/{device_id:path}",
+        tags=["devices"],
+        response_model=DeviceView,
+        summary="Cordon a device, or let it take models again",
+        openapi_extra=_DEVICE_CHANGE_BODY,
+    )
+    async def change_device(call: Call, device_id: str) -> Response:
+        change = decoded(_device_change_decoder, await call.body())
+        return _json(await devices.set_state(call.identity, device_id, change.state))
 
 
 def _add_system(routes: APIRouter, services: Services) -> None:

@@ -1,0 +1,222 @@
+"""Who gets device memory: the one who charges it, before anything starts, and gives it back when it is proven free.
+
+One decision at a time. What a holder that has ended did not really give back shows in the next reading as
+unmanaged, so it is never given away twice.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from moc.gpu.device import DeviceStatus, unmanaged_bytes
+from moc.gpu.eviction import History, Plan, Policy, Reason, Refusal, Victim, plan
+from moc.gpu.ledger import Account, Charge, Demand, Ledger
+from moc.gpu.monitor import DeviceMonitor
+from moc.gpu.ports import Tenants
+from moc.kernel.errors import NoCapacity
+from moc.kernel.events import Event
+from moc.kernel.records import Store
+from moc.resilience.deadline import Deadline
+
+log = structlog.get_logger(__name__)
+
+PAUSE_S = 0.25
+"""How long a demand that may fit soon waits before it is looked at again, unless something is given back."""
+
+PASSING = frozenset({Reason.RESIDENCY, Reason.IN_FLIGHT})
+"""What is in the way only for a while."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """Memory that was charged: where, how much, and who was evicted for it."""
+
+    holder: str
+    device: str
+    bytes: int
+    evicted: tuple[str, ...] = ()
+
+
+class Broker:
+    """Charges device memory to holders. `soft_limit_pct` of each device is given away at most.
+
+    `managed` tells the process ids whose memory is charged here; what others use is unmanaged. `on_evicted` is
+    called with the reason of each eviction. Charges are
+    a cache of what the workers' records say: whoever starts it after a crash charges those again (`adopt`).
+    """
+
+    def __init__(
+        self,
+        *,
+        monitor: DeviceMonitor,
+        tenants: Tenants,
+        managed: Callable[[], Collection[int]],
+        store: Store,
+        soft_limit_pct: float,
+        policy: Policy,
+        on_evicted: Callable[[str], None],
+    ) -> None:
+        self._monitor = monitor
+        self._tenants = tenants
+        self._managed = managed
+        self._store = store
+        self._soft_limit_pct = soft_limit_pct
+        self._policy = policy
+        self._charges: dict[str, Charge] = {}
+        self._history = History()
+        self._deciding = asyncio.Lock()
+        self._freed = asyncio.Event()
+        self._on_evicted = on_evicted
+
+    # what is known
+
+    def charges(self) -> list[Charge]:
+        """Every charge there is."""
+        return list(self._charges.values())
+
+    def limit_bytes(self, status: DeviceStatus) -> int:
+        """How much of a device may be in use before nothing more is given away."""
+        return int(status.device.capacity_bytes * self._soft_limit_pct / 100)
+
+    def unmanaged_bytes(self, status: DeviceStatus) -> int:
+        """What processes nobody declared use of a device; 0 while it cannot be read."""
+        return 0 if status.reading is None else unmanaged_bytes(status.reading, self._managed())
+
+    def ledger(self, limit_pct: float | None = None) -> Ledger:
+        """Who holds what, now; under another limit than the soft one, if one is given."""
+        share = (self._soft_limit_pct if limit_pct is None else limit_pct) / 100
+        accounts = {
+            status.device.id: Account(
+                device=status.device.id,
+                kind=status.device.kind,
+                capacity_bytes=status.device.capacity_bytes,
+                limit_bytes=int(status.device.capacity_bytes * share),
+                unmanaged_bytes=self.unmanaged_bytes(status),
+                state=status.state,
+            )
+            for status in self._monitor.statuses()
+        }
+        return Ledger(accounts, tuple(charge for charge in self._charges.values() if charge.device in accounts))
+
+    def explain(self, demand: Demand) -> Plan | Refusal:
+        """What `reserve` would do now; changes nothing."""
+        return self._plan(demand, self.ledger().without([demand.holder]))
+
+    # what holders ask
+
+    async def reserve(self, demand: Demand, deadline: Deadline) -> Grant:
+        """Charge the demand, evicting whom that takes; NoCapacity when it does not fit by the deadline.
+
+        Its holder gives it back with `release`, whatever becomes of it. Who was evicted in vain is named in
+        the error's details, as `evicted`.
+        """
+        evicted: list[str] = []
+        while True:
+            await self._monitor.refresh()
+            async with self._deciding:
+                self._freed.clear()
+                outcome = self.explain(demand)
+                if isinstance(outcome, Plan) and not outcome.victims:
+                    return await self._charge(demand, outcome, tuple(evicted))
+                if isinstance(outcome, Plan):
+                    evicted += await self._evict(outcome)
+                    continue
+            await self._wait_or_refuse(demand, outcome, deadline, evicted)
+
+    def adopt(self, charge: Charge) -> None:
+        """Charge what a holder has already, as its record says."""
+        self._charges[charge.holder] = charge
+
+    def observe(self, holder: str, measured_bytes: int) -> None:
+        """A holder was measured to hold so much: what is over its charge is charged too."""
+        charge = self._charges.get(holder)
+        if charge is not None and measured_bytes > charge.bytes:
+            self._charges[holder] = replace(charge, bytes=measured_bytes)
+
+    def release(self, holder: str) -> None:
+        """Take the charge back: the holder's process is dead. Idempotent."""
+        if self._charges.pop(holder, None) is not None:
+            self._freed.set()
+
+    async def relieve(self, threshold_pct: float) -> None:
+        """Unload models from devices that are filled past `threshold_pct`, by outside processes or by growing."""
+        async with self._deciding:
+            ledger = self.ledger(threshold_pct)
+            for device in [device for device, free in ledger.free().items() if free < 0]:
+                demand = Demand(holder=f"outside:{device}", bytes=0, devices=(device,), priority=0)
+                outcome = self._plan(demand, ledger)
+                if isinstance(outcome, Plan):
+                    await self._evict(outcome)
+
+    def _plan(self, demand: Demand, ledger: Ledger) -> Plan | Refusal:
+        tenants, now = self._tenants.tenants(), time.monotonic()
+        return plan(demand, ledger, tenants, policy=self._policy, now=now, history=self._history)
+
+    async def _charge(self, demand: Demand, outcome: Plan, evicted: tuple[str, ...]) -> Grant:
+        charge = Charge(holder=demand.holder, device=outcome.device, bytes=demand.bytes, priority=demand.priority)
+        self._charges[demand.holder] = charge
+        place = outcome.placements[0]
+        await self._tell(
+            "device.charged",
+            charge.device,
+            reason="Placed",
+            holder=charge.holder,
+            bytes=charge.bytes,
+            free_before_bytes=place.free_before_bytes,
+            free_after_bytes=place.free_after_bytes,
+        )
+        return Grant(holder=charge.holder, device=charge.device, bytes=charge.bytes, evicted=evicted)
+
+    async def _evict(self, outcome: Plan) -> list[str]:
+        self._history = self._history.after(outcome)
+        for victim in outcome.victims:
+            await self._tell_eviction(victim, outcome)
+            await self._tenants.evict(victim.holder, reason="Evicted", because=victim.because)
+            self._on_evicted(victim.reason)
+        await self._monitor.refresh()
+        return [victim.holder for victim in outcome.victims]
+
+    async def _wait_or_refuse(self, demand: Demand, refusal: Refusal, deadline: Deadline, evicted: list[str]) -> None:
+        left_s = deadline.remaining_s()
+        if (left_s is not None and left_s <= 0) or not self._may_pass(refusal):
+            await self._tell("device.refused", demand.holder, reason=refusal.reason, message=refusal.message)
+            raise NoCapacity(
+                refusal.message,
+                details={
+                    "reason": refusal.reason,
+                    "devices": [str(obstacle) for obstacle in refusal.obstacles],
+                    "evicted": evicted,
+                },
+                retry_after_s=refusal.retry_after_s,
+            )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PAUSE_S if left_s is None else min(PAUSE_S, left_s)):
+                await self._freed.wait()
+
+    def _may_pass(self, refusal: Refusal) -> bool:
+        """Whether waiting can help: a model has to stay a little longer, or one is only just being loaded."""
+        if refusal.reason in PASSING:
+            return True
+        loaded = {tenant.holder for tenant in self._tenants.tenants()}
+        return refusal.reason is Reason.HELD and any(holder not in loaded for holder in self._charges)
+
+    async def _tell_eviction(self, victim: Victim, outcome: Plan) -> None:
+        await self._tell(
+            "model.evicted",
+            victim.holder.removeprefix("model:"),
+            reason=victim.reason,
+            successor=outcome.holder,
+            device=victim.device,
+            bytes=victim.bytes,
+            score=victim.score,
+            because=victim.because,
+            after_drain=victim.after_drain,
+        )
+
+    async def _tell(self, kind: str, subject: str, *, reason: str, **data: Any) -> None:
+        await self._store.commit([], [Event(kind=kind, subject=subject, reason=reason, data=data)])

@@ -1,0 +1,45 @@
+"""What device memory needs from others: sources that read it, and the right to say how this host's devices are."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from moc.gpu.device import DeviceReading
+from moc.gpu.eviction import Tenant
+from moc.kernel.records import Fence
+
+
+class DeviceSource(Protocol):
+    """Reads all devices of one kind. Calls may block, or never return: make them in a thread of their own."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of the devices it reads."""
+        ...
+
+    def read(self) -> list[DeviceReading]:
+        """Every device there is now; none is no error. Raises whatever went wrong when that cannot be told."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what reading holds; a later `read` takes it again."""
+        ...
+
+
+class HostSeat(Protocol):
+    """The right to change what is recorded of this host."""
+
+    def fence(self) -> Fence:
+        """The operation that makes a commit fail once this term is over; NotLeader if it is known to be."""
+        ...
+
+
+class Tenants(Protocol):
+    """The models that are loaded, whom eviction may ask to leave."""
+
+    def tenants(self) -> Sequence[Tenant]:
+        """Every one that is loaded now."""
+        ...
+
+    async def evict(self, holder: str, *, reason: str, because: str) -> None:
+        """Let its requests end, end its process, give its charge back; returns then. No error if it is gone."""
+        ...

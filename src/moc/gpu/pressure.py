@@ -1,0 +1,43 @@
+"""Keeping devices below their threshold when what nobody declared grows."""
+
+import asyncio
+
+import structlog
+
+from moc.gpu.broker import Broker
+from moc.kernel.errors import MocError
+
+log = structlog.get_logger(__name__)
+
+
+class Pressure:
+    """Looks every `interval_s` and has the broker unload models where a device is filled past `threshold_pct`."""
+
+    def __init__(self, broker: Broker, *, interval_s: float, threshold_pct: float) -> None:
+        self._broker = broker
+        self._interval_s = interval_s
+        self._threshold_pct = threshold_pct
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to look."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._watch(), name="pressure")
+
+    async def drain(self) -> None:
+        return
+
+    async def stop(self) -> None:
+        """Look no more."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval_s)
+            try:
+                await self._broker.relieve(self._threshold_pct)
+            except MocError as error:
+                log.warning("a full device was not relieved", error=error.message)
