@@ -126,7 +126,8 @@ def test_a_client_that_leaves_frees_its_slot(coordinator: Coordinator) -> None:
     with httpx.stream(
         "POST", f"{coordinator.url}/v1/chat/completions", json=body, headers=coordinator.headers, timeout=60
     ) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # kept: dropping it would close the connection
+        next(lines)
         assert coordinator.get("/api/v1/models/smollm2")["worker"]["in_flight"] == 1
     eventually(lambda: coordinator.get("/api/v1/models/smollm2")["worker"]["in_flight"] == 0, timeout_s=5)
 

@@ -26,7 +26,8 @@ def test_a_killed_coordinator_finds_its_worker_warm(start: Start) -> None:
     with httpx.stream(
         "POST", f"{coordinator.url}/v1/chat/completions", json=body, headers=coordinator.headers, timeout=30
     ) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # kept: dropping it would close the connection
+        next(lines)
         coordinator.kill()
     coordinator.start()
     shown = coordinator.get("/api/v1/models/smollm2")
