@@ -9,6 +9,7 @@ import httpx
 
 from moc.gpu.broker import Broker
 from moc.gpu.eviction import Policy
+from moc.gpu.leases import Leases
 from moc.gpu.monitor import DeviceMonitor
 from moc.inference.gateway import Gateway
 from moc.inference.request import Info, Reply, Request, Tensor, TensorSpec
@@ -24,6 +25,7 @@ from moc.resilience.deadline import NEVER, Deadline
 from moc.security.identity import ADMIN_KEY_FILE, Authenticator
 from moc.service.devices import DevicesService
 from moc.service.inference import InferenceService, Tally
+from moc.service.leases import LeasesService
 from moc.service.models import ModelsService
 from moc.service.services import Services
 from moc.service.system import Replica, SystemService
@@ -145,6 +147,7 @@ class RestStack:
         self.device = FakeDevices(fake_reading(used_bytes=2**20))
         self.devices = DeviceMonitor([self.device], store=self.store, seat=self.seat, clock=clock, poll_interval_s=60)
         broker, tenancy = self._memory()
+        self.leases = Leases(store=self.store, seat=self.seat, broker=broker, devices=self.devices, clock=clock)
         devices = DevicesService(monitor=self.devices, broker=broker)
         gateway = Gateway(residents=self.manager, links=self.workers, meter=tally)
         self.authenticator = Authenticator(store=self.store, data_dir=data_dir, clock=clock, require_key=True)
@@ -160,6 +163,7 @@ class RestStack:
                 workforce=workforce,
             ),
             devices=devices,
+            leases=LeasesService(leases=self.leases),
             system=SystemService(
                 replica=self.replica,
                 store=self.store,
@@ -171,7 +175,7 @@ class RestStack:
         )
         self.rest = RestServer(self.services, host="127.0.0.1", port=0, limits=limits)
         self.stack = Stack(
-            [self.store, self.seat, self.authenticator, self.devices, catalogue, self.manager, self.rest]
+            [self.store, self.seat, self.authenticator, self.devices, self.leases, catalogue, self.manager, self.rest]
         )
 
     @property

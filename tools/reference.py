@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from moc.cli.main import app as cli
 from moc.config import PREFIX, Settings
 from moc.gpu.device import MOVES as DEVICE_MOVES
+from moc.gpu.lease import MOVES as LEASE_MOVES
 from moc.models.model import MOVES, ModelSpec
 from moc.service.services import Services
 from moc.telemetry.metrics import DeviceGauges, Metrics
@@ -173,6 +174,11 @@ def device_moves() -> str:
     return _moves(DEVICE_MOVES)
 
 
+def lease_moves() -> str:
+    """The states of a lease."""
+    return _moves(LEASE_MOVES)
+
+
 def _moves(of: Mapping[Any, frozenset[Any]]) -> str:
     rows = ((f"`{state}`", ", ".join(f"`{after}`" for after in sorted(next_ones))) for state, next_ones in of.items())
     return table(("state", "may become"), rows)
@@ -187,6 +193,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "moves": moves,
     "device_moves": device_moves,
+    "lease_moves": lease_moves,
 }
 
 

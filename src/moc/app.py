@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import structlog
@@ -18,6 +18,7 @@ from moc.config import Config
 from moc.gpu.broker import Broker
 from moc.gpu.device import Device
 from moc.gpu.eviction import Order, Policy
+from moc.gpu.leases import Leases
 from moc.gpu.monitor import DeviceMonitor
 from moc.gpu.ports import DeviceSource
 from moc.gpu.pressure import Pressure
@@ -38,6 +39,7 @@ from moc.models.sources import ArtifactSources
 from moc.security.identity import Authenticator
 from moc.service.devices import DevicesService
 from moc.service.inference import InferenceService, Tally
+from moc.service.leases import LeasesService
 from moc.service.models import ModelsService
 from moc.service.services import Services
 from moc.service.system import Replica, SystemService
@@ -86,7 +88,7 @@ class Coordinator:
         seat = self.seats[0]
         self.workers = _workers(config, self.store, seat, host)
         self.devices = DeviceMonitor(
-            _device_sources(config, self.workers),
+            _device_sources(config, self._charged_pids),
             store=self.store,
             seat=seat,
             clock=clock,
@@ -109,7 +111,7 @@ class Coordinator:
             threshold_pct=settings.resources.eviction_threshold_pct,
         )
         models = (self.catalogue, _Configured(self), self.manager)
-        features = (self.authenticator, self.workers, self.devices, *models, pressure)
+        features = (self.authenticator, self.workers, self.devices, self.leases, *models, pressure)
         self._stack = Stack([self.store, *self.seats, *features, self.rest])
 
     def _make_models(self, seat: SeatKeeper) -> None:
@@ -135,6 +137,7 @@ class Coordinator:
             policy=Policy(order=Order(settings.resources.eviction)),
             on_evicted=self.metrics.evicted,
         )
+        self.leases = Leases(store=self.store, seat=seat, broker=self.broker, devices=self.devices, clock=clock)
         self.tenancy.join(broker=self.broker, manager=self.manager)
 
     def _services(self) -> Services:
@@ -153,6 +156,7 @@ class Coordinator:
                 workforce=workforce,
             ),
             devices=devices,
+            leases=LeasesService(leases=self.leases),
             system=SystemService(
                 replica=self.replica,
                 store=self.store,
@@ -164,10 +168,14 @@ class Coordinator:
         )
 
     def _managed_pids(self) -> set[int]:
-        """The processes whose memory is charged: the workers with all they started."""
-        pids = {worker.pid for worker in self.workers.workers()}
+        """The processes whose memory is charged: workers and those of leases, with all they started."""
+        pids = set(self._charged_pids())
         host = self.devices.readings().get(HOST)  # it measures every process of their trees
         return pids if host is None else pids | set(host.processes)
+
+    def _charged_pids(self) -> list[int]:
+        """Workers, and the processes that were named for leases; any thread may ask."""
+        return [*(worker.pid for worker in self.workers.workers() if worker.pid), *self.leases.managed_pids()]
 
     async def run(self, ready: Callable[["Coordinator"], None], *, stop_workers: bool) -> None:
         """Serve until SIGTERM or SIGINT; a second one ends at once. Raises MocError when it cannot go on.
@@ -246,12 +254,9 @@ def _artifact_sources(config: Config) -> ArtifactSources:
     )
 
 
-def _device_sources(config: Config, workers: LocalWorkers) -> list[DeviceSource]:
+def _device_sources(config: Config, pids: Callable[[], Iterable[int]]) -> list[DeviceSource]:
     """All that reads devices: everything there is, or what the configuration chose."""
-    found: tuple[DeviceSource, ...] = (
-        NvmlDevices(),
-        HostMemory(lambda: [worker.pid for worker in workers.workers() if worker.pid]),
-    )
+    found: tuple[DeviceSource, ...] = (NvmlDevices(), HostMemory(pids))
     if config.devices is None:
         return [*found]
     limits = {choice.id: choice.memory_bytes for choice in config.devices}

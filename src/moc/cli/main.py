@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import moc
-from moc.cli import chat, devices, doctor, events, explain, infer, keys, models, screen, serve, status, workers
+from moc.cli import chat, devices, doctor, events, explain, infer, keys, leases, models, screen, serve, status, workers
 from moc.cli.session import DataDirOption, KeyOption, Session, UrlOption
 from moc.client.connection import Unreachable
 from moc.kernel.errors import MocError
@@ -53,6 +53,7 @@ app.command()(chat.chat)
 app.command()(infer.infer)
 app.add_typer(workers.app, name="workers")
 app.add_typer(devices.app, name="devices")
+app.add_typer(leases.app, name="lease")
 app.add_typer(explain.app, name="explain")
 app.command()(events.events)
 app.add_typer(keys.app, name="keys")

@@ -9,6 +9,7 @@ from moc.client import calls
 from moc.client.calls import Messages
 from moc.client.connection import AsyncConnection, AsyncStream
 from moc.client.discovery import Target
+from moc.client.leases import AsyncHeldLease, AsyncLeases, AsyncNotice
 from moc.client.views import (
     DeviceView,
     Document,
@@ -160,6 +161,7 @@ class AsyncClient:
         self.models = AsyncModels(self._line)
         self.workers = AsyncWorkers(self._line)
         self.devices = AsyncDevices(self._line)
+        self.leases = AsyncLeases(self._line)
         self.system = AsyncSystem(self._line)
         self.events = AsyncEvents(self._line)
 
@@ -251,6 +253,14 @@ class AsyncClient:
         Text and bytes travel as BYTES and come back as arrays of `bytes` objects.
         """
         return await self._line.send(calls.infer(model, inputs, outputs, parameters, deadline_s))
+
+    def lease(self, memory: str | int, *, on_preempt: AsyncNotice | None = None, **wish: Any) -> AsyncHeldLease:
+        """Device memory to use within an `async with` block: waited for at its start, kept alive, released at its end.
+
+        `wish` is as for `leases.acquire`; `pid` is this process unless it is said. `on_preempt(lease)` is called, or
+        awaited, once: when somebody more urgent gets the memory in `lease.view["evict_in_s"]` seconds, or has it.
+        """
+        return AsyncHeldLease(self._line, {"memory": memory, **wish}, on_preempt)
 
     async def aclose(self) -> None:
         """Let go of every connection; calling it again does nothing."""

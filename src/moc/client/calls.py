@@ -13,6 +13,7 @@ from moc.client.views import (
     EventPage,
     EventView,
     ExplanationView,
+    LeaseView,
     MetadataView,
     ModelView,
     Page,
@@ -32,6 +33,10 @@ _JSON = {"content-type": "application/json"}
 _HEADER_LENGTH = "inference-header-content-length"
 DONE = b"[DONE]"
 _READY_S = 5.0
+_RENEW_S = 5.0
+_DAY_S = 86_400.0
+_GRANT_S = 60.0
+"""How long models may take to make room for a lease whose turn came at the end of its wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +125,30 @@ def show_device(device_id: str) -> Call[DeviceView]:
 def change_device(device_id: str, state: str) -> Call[DeviceView]:
     """`state` is `cordoned` or `online`."""
     return Call(_send("PATCH", f"/api/v1/devices/{_part(device_id)}", {"state": state}), _json)
+
+
+def list_leases(ended: bool, after: str | None, limit: int) -> Call[Page[LeaseView]]:
+    return Call(_get("/api/v1/leases", ended="true" if ended else None, after=after, limit=limit), _page("leases"))
+
+
+def show_lease(lease_id: str) -> Call[LeaseView]:
+    return Call(_get(_lease_path(lease_id)), _json)
+
+
+def acquire_lease(wish: Mapping[str, Any]) -> Call[LeaseView]:
+    """`wish` is the body of the request; None is what it does not say."""
+    document = {name: value for name, value in wish.items() if value is not None}
+    wait_s = document.get("wait_s", 0)
+    deadline_s = min(wait_s + _GRANT_S, _DAY_S) if wait_s else None
+    return Call(_post("/api/v1/leases", document, deadline_s), _json)
+
+
+def renew_lease(lease_id: str, token: str, pid: int | None) -> Call[LeaseView]:
+    return Call(_post(f"{_lease_path(lease_id)}/renew", {"token": token, "pid": pid}, _RENEW_S), _json)
+
+
+def release_lease(lease_id: str, token: str) -> Call[LeaseView]:
+    return Call(Asked(method="DELETE", path=_lease_path(lease_id), query={"token": token}), _json)
 
 
 def list_events(after: int, limit: int) -> Call[EventPage]:
@@ -214,12 +243,16 @@ def _chat_body(model: str, messages: Messages, options: Mapping[str, Any]) -> di
 
 def _part(name: str) -> str:
     if name in ("", ".", ".."):
-        raise InvalidRequest(f"not a name: {name!r}; write the name of a model or the id of a worker or device")
+        raise InvalidRequest(f"not a name: {name!r}; write a name, or an id as it is listed")
     return quote(name, safe="@")
 
 
 def _model_path(reference: str) -> str:
     return f"/api/v1/models/{_part(reference)}"
+
+
+def _lease_path(lease_id: str) -> str:
+    return f"/api/v1/leases/{_part(lease_id)}"
 
 
 def _protocol_path(reference: str) -> str:

@@ -9,6 +9,7 @@ from moc.client import calls
 from moc.client.calls import Messages
 from moc.client.connection import Connection, Stream
 from moc.client.discovery import Target
+from moc.client.leases import HeldLease, Leases, Notice
 from moc.client.views import (
     DeviceView,
     Document,
@@ -160,6 +161,7 @@ class Client:
         self.models = Models(self._line)
         self.workers = Workers(self._line)
         self.devices = Devices(self._line)
+        self.leases = Leases(self._line)
         self.system = System(self._line)
         self.events = Events(self._line)
 
@@ -251,6 +253,14 @@ class Client:
         Text and bytes travel as BYTES and come back as arrays of `bytes` objects.
         """
         return self._line.send(calls.infer(model, inputs, outputs, parameters, deadline_s))
+
+    def lease(self, memory: str | int, *, on_preempt: Notice | None = None, **wish: Any) -> HeldLease:
+        """Device memory to use within a `with` block: waited for at its start, kept alive, released at its end.
+
+        `wish` is as for `leases.acquire`; `pid` is this process unless it is said. `on_preempt(lease)` is called once,
+        in another thread: when somebody more urgent gets the memory in `lease.view["evict_in_s"]` seconds, or has it.
+        """
+        return HeldLease(self._line, {"memory": memory, **wish}, on_preempt)
 
     def close(self) -> None:
         """Let go of every connection; calling it again does nothing."""

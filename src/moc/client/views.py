@@ -121,6 +121,35 @@ class DeviceView(TypedDict):
     problem: str
 
 
+class LeaseView(TypedDict):
+    """Memory of a device that a process has, or waits for; see `moc lease`.
+
+    It is kept until `expires_at`, or `evict_in_s` from now when it is preempted.
+    """
+
+    id: str
+    state: str
+    reason: str
+    message: str
+    holder: str
+    holder_name: str
+    devices: str
+    device: str
+    bytes: int
+    priority: int
+    token: str | None
+    ttl_s: float
+    min_runtime_s: float
+    grace_s: float
+    pid: int | None
+    quarantined: bool
+    created_at: str
+    granted_at: str | None
+    expires_at: str | None
+    evict_at: str | None
+    evict_in_s: float | None
+
+
 class EventView(TypedDict):
     id: int
     at: str

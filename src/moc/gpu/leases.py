@@ -2,29 +2,28 @@
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 
 import structlog
 
 from moc.cluster.holder import Holder
 from moc.gpu.broker import Broker
 from moc.gpu.eviction import Plan, Reason, Refusal
-from moc.gpu.ledger import Charge, Demand, Ledger
-from moc.gpu.lease import ENDED, MOVES, Lease, LeaseState, LeaseTerms, Standing, Token
+from moc.gpu.lease import ENDED, Lease, LeaseState, LeaseTerms, Standing, Token
+from moc.gpu.lease_book import Held, LeaseBook
+from moc.gpu.ledger import Charge, Demand
 from moc.gpu.monitor import DeviceMonitor
-from moc.gpu.occupant import living, occupant, remembered
+from moc.gpu.occupant import living, occupant
 from moc.gpu.ports import HostSeat
 from moc.gpu.preemption import Preemptible, preempt
 from moc.gpu.queue import Waiter, WaitQueue
 from moc.kernel.clock import Clock
-from moc.kernel.errors import Conflict, MocError, NoCapacity, NotFound, Unavailable
-from moc.kernel.events import Event
+from moc.kernel.errors import Conflict, DeadlineExceeded, MocError, NoCapacity, NotFound, Unavailable
 from moc.kernel.ids import new_id
-from moc.kernel.records import ABSENT, Op, Store, Table
+from moc.kernel.records import Store
 from moc.resilience.deadline import NEVER, Deadline
+from moc.security.identity import Identity
 
 log = structlog.get_logger(__name__)
 
@@ -33,39 +32,7 @@ MARGIN_S = 1.0
 """How much longer than its holder trusts it a lease is kept, for clocks that do not run alike."""
 
 WAITERS_MAX = 10_000
-ENDED_MAX = 1_000
-"""How many leases that have ended are still told of."""
-
-_COUNTER = "count"
-
-
-@dataclass(frozen=True, slots=True)
-class Actor:
-    """Who asks: a key's id and name."""
-
-    id: str
-    name: str
-
-
-SYSTEM = Actor("system", "system")
-
-
-@dataclass(slots=True)
-class _Held:
-    """A lease that has memory, with what only this run of the coordinator knows; times are monotonic."""
-
-    lease: Lease
-    revision: int | None
-    renewed_at: float
-    admitted_at: float
-    tree: frozenset[Holder] = frozenset()
-    evict_at: float | None = None
-    preemptor: str = ""
-
-    @property
-    def charge(self) -> str:
-        """The name its bytes are charged under."""
-        return f"{'quarantine' if self.lease.quarantined else 'lease'}:{self.lease.id}"
+SYSTEM = "system"
 
 
 class Leases:
@@ -77,22 +44,24 @@ class Leases:
     """
 
     def __init__(
-        self, *, store: Store, seat: HostSeat, broker: Broker, devices: DeviceMonitor, clock: Clock, tick_s: float = TICK_S
+        self,
+        *,
+        store: Store,
+        seat: HostSeat,
+        broker: Broker,
+        devices: DeviceMonitor,
+        clock: Clock,
+        tick_s: float = TICK_S,
     ) -> None:
-        self._store = store
-        self._seat = seat
+        self._book = LeaseBook(store=store, seat=seat)
         self._broker = broker
         self._devices = devices
         self._clock = clock
         self._tick_s = tick_s
-        self._table: Table[Lease] = Table(store, "leases/", Lease)
-        self._counts: Table[int] = Table(store, "lease-", int)
-        self._count: tuple[int, int | None] = (0, ABSENT)
         self._queue = WaitQueue(limit=WAITERS_MAX)
         self._hasty: list[Waiter] = []
         self._abandoned: list[str] = []
-        self._held: dict[str, _Held] = {}
-        self._ended: deque[Lease] = deque()
+        self._held: dict[str, Held] = {}
         self._moving = asyncio.Lock()
         self._looking = asyncio.Lock()
         self._woken = asyncio.Event()
@@ -105,20 +74,9 @@ class Leases:
         """Read what there is, charge it again, and look after it."""
         if self._task is not None:
             return
-        now = self._clock.monotonic()
-        count = await self._counts.find(_COUNTER)
-        self._count = (0, ABSENT) if count is None else count
-        ended = []
-        for _, lease, revision in await self._table.list():
-            if lease.state in ENDED and not lease.quarantined:
-                ended.append(lease)
-                continue
-            held = _Held(lease, revision, renewed_at=now, admitted_at=now, tree=remembered(lease.process))
-            if lease.state is LeaseState.PREEMPTING:
-                held.evict_at = now + lease.terms.grace_s
-            self._held[lease.id] = held
-            self._broker.adopt(_charge(held))
-        self._ended = deque(sorted(ended, key=lambda lease: lease.granted_at))
+        for held in await self._book.read(self._clock.monotonic()):
+            self._held[held.lease.id] = held
+            self._broker.adopt(held.charge)
         self._open = True
         self._task = asyncio.create_task(self._run(), name="leases")
 
@@ -129,23 +87,22 @@ class Leases:
             _answer(waiter, Unavailable("this coordinator is stopping; ask again shortly"))
 
     async def stop(self) -> None:
+        """Look after them no more; they stay on record for the next start."""
         await self.drain()
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         self._held.clear()
-        self._ended.clear()
 
     # what is known
 
-    def list(self, *, ended: bool = False) -> list[Standing]:
-        """Every lease that waits or has memory, by id; with `ended` also the last that did."""
-        found = [self._standing(held) for held in self._held.values() if held.lease.state not in ENDED]
+    def standings(self, *, ended: bool = False) -> Sequence[Standing]:
+        """Every lease that waits or has memory, by id; with `ended` also the last ones that had."""
+        found = [self._standing(held) for held in self._held.values() if ended or held.lease.state not in ENDED]
         found += [Standing(lease=waiter.lease, message=waiter.why) for waiter in self._queue]
         if ended:
-            found += [self._standing(held) for held in self._held.values() if held.lease.state in ENDED]
-            found += [Standing(lease=lease) for lease in self._ended]
+            found += [Standing(lease=lease) for lease in self._book.ended]
         return sorted(found, key=lambda standing: standing.lease.id)
 
     def show(self, lease_id: str) -> Standing:
@@ -155,23 +112,25 @@ class Leases:
             return self._standing(held)
         if waiter is not None:
             return Standing(lease=waiter.lease, message=waiter.why)
-        for lease in self._ended:
+        for lease in self._book.ended:
             if lease.id == lease_id:
                 return Standing(lease=lease)
         raise NotFound(f"there is no lease {lease_id[:100]!r}; `moc lease list --all` shows those there are")
 
-    def roots(self) -> list[int]:
-        """The processes that were named for leases that have memory, as they were last seen."""
-        return [self._pid(held) for held in list(self._held.values()) if held.tree]
-
     def managed_pids(self) -> set[int]:
-        """The processes whose memory is charged to leases: those named, and all they started."""
-        return {member.pid for held in self._held.values() for member in held.tree}
+        """The processes whose memory is charged to leases: those named, and all they started. Any thread may ask."""
+        return {member.pid for held in list(self._held.values()) for member in held.tree}
 
     # what holders ask
 
     async def acquire(
-        self, terms: LeaseTerms, *, actor: Actor, pid: int | None = None, wait_s: float = 0.0, deadline: Deadline = NEVER
+        self,
+        terms: LeaseTerms,
+        *,
+        identity: Identity,
+        pid: int | None = None,
+        wait_s: float = 0.0,
+        deadline: Deadline = NEVER,
     ) -> Standing:
         """A lease of these terms, granted; NoCapacity when it cannot be within `wait_s`, saying why.
 
@@ -184,34 +143,83 @@ class Leases:
         lease = Lease(
             id=new_id("lse"),
             terms=terms,
-            holder=actor.id,
-            holder_name=actor.name,
+            holder=identity.key_id,
+            holder_name=identity.name,
             state=LeaseState.PENDING,
             created_at=self._clock.wall(),
             process="" if pid is None else str(occupant(pid)),
         )
         waiter = Waiter(lease, asked_at=now, until=now + wait_s if wait_s else None)
-        self._queue.add(waiter)
-        if not wait_s:
-            self._hasty.append(waiter)
-        self._woken.set()
         try:
-            async with asyncio.timeout(_sooner(wait_s or None, deadline.remaining_s())):
-                return await waiter.answer
-        except TimeoutError:
-            deadline.check("while a lease waited for memory")
-            refusal = NoCapacity(waiter.why or "nobody came to look at it", details={"reason": "wait_over"})
-            await self._tell_refusal(waiter, refusal)
-            raise refusal from None
-        finally:
-            self._leave(waiter)
+            return await self._wait(waiter, wait_s or None, deadline.remaining_s())
+        except NoCapacity as refusal:
+            await self._book.refused(lease, refusal.message)
+            raise
 
     def renew(self, lease_id: str, token: Token) -> Standing:
         """Keep a lease for another `ttl_s`; its state says whether it is being preempted.
 
         Conflict when it has ended or the token is not its own; NotLeader when this coordinator may not say.
         """
-        self._seat.fence()
+        self._book.check()
+        held = self._living(lease_id, token)
+        held.renewed_at = self._clock.monotonic()
+        return self._standing(held)
+
+    async def occupy(self, lease_id: str, token: Token, pid: int, *, actor: str) -> Standing:
+        """Say which process of this host uses a lease: what it and all it starts hold is then the lease's."""
+        process = occupant(pid)
+        async with self._moving:
+            held = self._living(lease_id, token)
+            if held.lease.process != str(process):
+                await self._book.occupy(held, process, actor=actor)
+        return self._standing(held)
+
+    async def release(self, lease_id: str, token: Token, *, actor: str) -> Standing:
+        """Give a lease back: its memory is used no longer. Idempotent; Conflict when the token is not its own."""
+        async with self._moving:
+            held = self._own(lease_id, token)
+            if held is not None and held.lease.state not in ENDED:
+                await self._end(held, reason="Released", actor=actor)
+        return self.show(lease_id)
+
+    async def _wait(self, waiter: Waiter, wait_s: float | None, left_s: float | None) -> Standing:
+        """Stand in line for up to `wait_s`, and not beyond the deadline that is `left_s` away."""
+        limit_s = min((limit for limit in (wait_s, left_s) if limit is not None), default=None)
+        self._queue.add(waiter)
+        if waiter.until is None:
+            self._hasty.append(waiter)
+        self._woken.set()
+        served = False
+        try:
+            async with asyncio.timeout(limit_s):
+                standing = await waiter.answer
+                served = True
+                return standing
+        except TimeoutError:
+            if limit_s == left_s:
+                raise DeadlineExceeded("the deadline passed before a lease was granted; allow more time") from None
+            raise NoCapacity(waiter.why or "no memory was free in time", details={"reason": "wait_over"}) from None
+        finally:
+            self._leave(waiter, served=served)
+
+    def _leave(self, waiter: Waiter, *, served: bool) -> None:
+        """It waits no longer: what was set aside for it is free, and what it was granted unseen is given back."""
+        lease_id = waiter.lease.id
+        if self._queue.remove(waiter) and waiter.reserved_bytes:
+            self._broker.release(f"lease:{lease_id}")
+        if not served:
+            if lease_id in self._held:
+                self._abandoned.append(lease_id)
+            self._woken.set()
+
+    def _own(self, lease_id: str, token: Token) -> Held | None:
+        """The lease with this token, None when it has ended; Conflict when the token is another's."""
+        if self.show(lease_id).lease.token != token:
+            raise Conflict(f"{token} is not the token of lease {lease_id}; use the one it was granted with")
+        return self._held.get(lease_id)
+
+    def _living(self, lease_id: str, token: Token) -> Held:
         held = self._own(lease_id, token)
         if held is None or held.lease.state in ENDED:
             lease = self.show(lease_id).lease
@@ -219,30 +227,19 @@ class Leases:
                 f"lease {lease_id} is {lease.state} ({lease.reason}); acquire another one",
                 details={"state": lease.state, "reason": lease.reason},
             )
-        held.renewed_at = self._clock.monotonic()
-        return self._standing(held)
+        return held
 
-    async def name_process(self, lease_id: str, token: Token, pid: int, *, actor: Actor) -> Standing:
-        """Say which process of this host uses a lease; what it and all it starts hold is then the lease's."""
-        process = occupant(pid)
-        async with self._moving:
-            held = self._own(lease_id, token)
-            if held is None or held.lease.state in ENDED:
-                raise Conflict(f"lease {lease_id} has ended; acquire another one")
-            if held.lease.process != str(process):
-                event = Event(kind="lease.occupied", subject=lease_id, actor=actor.id, data={"pid": pid})
-                await self._write(held, replace(held.lease, process=str(process)), event)
-                held.tree = frozenset({process})
-            return self._standing(held)
-
-    async def release(self, lease_id: str, token: Token, *, actor: Actor) -> Standing:
-        """Give a lease back: its memory is used no longer. Idempotent; Conflict when the token is not its own."""
-        async with self._moving:
-            held = self._own(lease_id, token)
-            if held is None or held.lease.state in ENDED:
-                return self.show(lease_id)
-            await self._end(held, reason="Released", actor=actor)
-        return self.show(lease_id)
+    def _standing(self, held: Held) -> Standing:
+        if held.lease.state in ENDED:
+            return Standing(lease=held.lease)
+        now, wall = self._clock.monotonic(), self._clock.wall()
+        left_s = None if held.evict_at is None else max(0.0, held.evict_at - now)
+        return Standing(
+            lease=held.lease,
+            expires_at=wall + held.renewed_at + held.lease.terms.ttl_s - now,
+            evict_at=None if left_s is None else wall + left_s,
+            evict_in_s=left_s,
+        )
 
     # looking after them
 
@@ -256,15 +253,15 @@ class Leases:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        tended_at = loop.time() - self._tick_s
+        next_at = loop.time()
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(tended_at + self._tick_s):
+                async with asyncio.timeout_at(next_at):
                     await self._woken.wait()
             self._woken.clear()
-            tend = loop.time() >= tended_at + self._tick_s
+            tend = loop.time() >= next_at
             if tend:
-                tended_at = loop.time()
+                next_at = loop.time() + self._tick_s
             try:
                 await self.look(tend=tend)
             except Exception as error:  # whatever it is must not end the looking after all others
@@ -273,148 +270,154 @@ class Leases:
                     _answer(waiter, error)
 
     async def _tend(self) -> None:
-        trees = {held.lease.id: held.tree for held in self._held.values() if held.tree}
-        alive = await asyncio.to_thread(_living, trees) if trees else {}
-        readings = self._devices.readings()
-        now = self._clock.monotonic()
+        trees = {key: held.tree for key, held in self._held.items() if held.tree}
+        alive = await asyncio.to_thread(_survivors, trees) if trees else {}
+        readings, now = self._devices.readings(), self._clock.monotonic()
         for held in [*self._held.values()]:
             async with self._moving:
-                if self._held.get(held.lease.id) is not held:
+                lease = held.lease
+                if self._held.get(lease.id) is not held:
                     continue
-                tree = alive.get(held.lease.id)
-                if tree is not None and held.tree == trees[held.lease.id]:
-                    held.tree = tree
-                reading = readings.get(held.lease.device)
+                if held.tree and held.tree == trees.get(lease.id):
+                    held.tree = alive[lease.id]
+                reading = readings.get(lease.device)
                 if reading is not None and held.tree:
                     measured = sum(reading.processes.get(member.pid, 0) for member in held.tree)
-                    self._broker.observe(held.charge, measured)
+                    self._broker.observe(held.charge.holder, measured)
                 await self._judge(held, now)
 
-    async def _judge(self, held: _Held, now: float) -> None:
-        """Do what time or the end of its process asks of one lease."""
+    async def _judge(self, held: Held, now: float) -> None:
+        """Do what time, or the end of its process, asks of one lease."""
         lease = held.lease
         gone = bool(lease.process) and not held.tree
         if lease.state in ENDED:
             if gone:
-                await self._free(held)
+                charge = held.charge
+                await self._book.free(held)
+                self._give_on(held, charge)
         elif gone:
-            await self._end(held, reason="ProcessGone")
-        elif held.evict_at is not None and now >= held.evict_at:
-            await self._end(held, reason="Preempted", proven=False)
-        elif held.evict_at is None and now >= held.renewed_at + lease.terms.ttl_s + MARGIN_S:
-            await self._end(held, reason="Expired", proven=False)
+            await self._end(held, reason="ProcessGone", actor=SYSTEM)
+        elif held.evict_at is not None:
+            if now >= held.evict_at:
+                await self._end(held, reason="Preempted", actor=SYSTEM, proven=False)
+        elif now >= held.renewed_at + lease.terms.ttl_s + MARGIN_S:
+            await self._end(held, reason="Expired", actor=SYSTEM, proven=False)
 
     async def _release_abandoned(self) -> None:
         while self._abandoned:
             held = self._held.get(self._abandoned[-1])
-            if held is not None:
-                async with self._moving:
-                    if held.lease.state not in ENDED:
-                        await self._end(held, reason="Abandoned")
+            async with self._moving:
+                if held is not None and held.lease.state not in ENDED:
+                    await self._end(held, reason="Abandoned", actor=held.lease.holder)
             self._abandoned.pop()
+
+    async def _end(self, held: Held, *, reason: str, actor: str, proven: bool = True) -> None:
+        """End a lease; its memory is free unless it is not `proven` that its process uses it no longer.
+
+        The caller has `_moving`.
+        """
+        state = LeaseState.EXPIRED if reason == "Expired" else LeaseState.RELEASED
+        if held.lease.state is LeaseState.PREEMPTING:
+            state, reason = LeaseState.EVICTED, "Preempted"
+        charge = held.charge
+        quarantined = not proven and bool(held.tree)
+        await self._book.move(held, state, reason=reason, actor=actor, quarantined=quarantined)
+        if quarantined:
+            self._broker.release(charge.holder)
+            self._broker.adopt(held.charge)
+        else:
+            self._give_on(held, charge)
+
+    def _give_on(self, held: Held, charge: Charge) -> None:
+        """Its bytes are free, or the preemptor's that waits for them."""
+        self._broker.release(charge.holder)
+        self._held.pop(held.lease.id, None)
+        self._book.ended.append(held.lease)
+        waiter = self._queue.find(held.preemptor)
+        if waiter is not None:
+            terms = waiter.lease.terms
+            waiter.reserved_bytes = min(terms.bytes, waiter.reserved_bytes + charge.bytes)
+            reserved = replace(
+                charge, holder=f"lease:{waiter.lease.id}", bytes=waiter.reserved_bytes, priority=terms.priority
+            )
+            self._broker.adopt(reserved)
+        self._woken.set()
 
     # granting
 
     async def _serve(self) -> None:
         """Give every waiter, in turn, what those before it leave."""
         hasty = self._taken_hasty()
+        ledger = self._broker.ledger()
+        wanted: dict[str, frozenset[str]] = {}
         blocked: set[str] = set()
-        for waiter in self._queue:
-            ledger = self._broker.ledger()
-            if blocked and blocked.issuperset(ledger.accounts):
-                break
-            if waiter.answer.done():
-                continue
-            try:
-                blocked |= await self._try(waiter, ledger, blocked)
-            except MocError as error:
-                _answer(waiter, error)
-        for waiter in hasty:
-            if not waiter.answer.done():
-                refusal = NoCapacity(
-                    waiter.why or f"{len(self._queue)} leases wait before this one; ask again with a longer wait",
-                    details={"reason": "held"},
-                )
-                await self._tell_refusal(waiter, refusal)
-                _answer(waiter, refusal)
+        try:
+            for waiter in self._queue:
+                if waiter.answer.done():
+                    continue
+                key = waiter.device or waiter.lease.terms.devices
+                if key not in wanted:
+                    wanted[key] = frozenset(each.device for each in ledger.candidates(_demand(waiter, key)))
+                able = wanted[key] - blocked
+                if wanted[key] and not able:
+                    waiter.why = waiter.why or f"others wait before it for {', '.join(sorted(wanted[key]))}"
+                    continue
+                if not await self._try(waiter, _demand(waiter, tuple(sorted(able)) or key)):
+                    blocked |= wanted[key]
+        finally:
+            for waiter in hasty:
+                behind = f"{len(self._queue) - 1} other leases are waited for; ask for a longer wait to stand in line"
+                _answer(waiter, NoCapacity(waiter.why or behind, details={"reason": Reason.HELD}))
 
-    async def _try(self, waiter: Waiter, ledger: Ledger, blocked: set[str]) -> set[str]:
-        """Grant it if it fits; else the devices that it waits for."""
-        lease = waiter.lease
-        demand = Demand(
-            holder=f"lease:{lease.id}",
-            bytes=lease.terms.bytes,
-            devices=waiter.device or lease.terms.devices,
-            priority=lease.terms.priority,
-        )
-        wanted = {account.device for account in ledger.candidates(demand)}
-        able = wanted - blocked
-        if wanted and not able:
-            waiter.why = f"{lease.id} waits behind others for {', '.join(sorted(wanted))}"
-            return wanted
-        if able:
-            demand = replace(demand, devices=tuple(sorted(able)))
-        outcome = self._broker.explain(demand)
-        if isinstance(outcome, Plan):
-            await self._grant(waiter, demand)
-            return set()
-        waiter.why = outcome.message
-        if outcome.reason is Reason.TOO_LARGE:
-            raise NoCapacity(outcome.message, details={"reason": outcome.reason})
-        await self._preempt_for(waiter, outcome)
-        return wanted
+    async def _try(self, waiter: Waiter, demand: Demand) -> bool:
+        """Whether it stands in nobody's way any more: granted, or refused because it fails or never fits.
 
-    async def _grant(self, waiter: Waiter, demand: Demand) -> None:
+        For one that has to wait it sees whom to preempt.
+        """
+        try:
+            outcome = self._broker.explain(demand)
+            if isinstance(outcome, Plan):
+                return await self._grant(waiter, demand)
+            waiter.why = outcome.message
+            if outcome.reason is Reason.TOO_LARGE:
+                raise NoCapacity(outcome.message, details={"reason": outcome.reason})
+            await self._preempt_for(waiter, outcome)
+        except MocError as error:
+            _answer(waiter, error)
+            return True
+        return False
+
+    async def _grant(self, waiter: Waiter, demand: Demand) -> bool:
         try:
             grant = await self._broker.reserve(demand, Deadline.after(0))
         except NoCapacity as error:  # somebody else was faster
             waiter.why = error.message
-            return
+            return False
         try:
             if waiter.answer.done():
                 raise Unavailable("nobody waits for it any more")
-            held = await self._record(waiter.lease, grant.device)
+            now, wall = self._clock.monotonic(), self._clock.wall()
+            held = await self._book.admit(waiter.lease, grant.device, now=now, wall=wall)
         except BaseException:
             self._broker.release(demand.holder)
             raise
+        self._held[held.lease.id] = held
         self._queue.remove(waiter)
         if waiter.answer.done():
             self._abandoned.append(held.lease.id)
             self._woken.set()
         else:
             waiter.answer.set_result(self._standing(held))
-
-    async def _record(self, pending: Lease, device: str) -> _Held:
-        fence = self._seat.fence()
-        count, revision = self._count
-        lease = replace(
-            pending,
-            state=LeaseState.ADMITTED,
-            reason="Granted",
-            device=device,
-            token=Token(fence.term, count + 1),
-            granted_at=self._clock.wall(),
-        )
-        now = self._clock.monotonic()
-        held = _Held(lease, ABSENT, renewed_at=now, admitted_at=now, tree=remembered(lease.process))
-        counted = self._counts.put(_COUNTER, count + 1, expect=revision)
-        self._count = (count + 1, None)  # whether it was counted is not known if this fails; skipping one does no harm
-        held.revision = await self._store.commit(
-            [fence, counted, self._table.put(lease.id, lease, expect=ABSENT)],
-            [_event(lease, lease.holder, {"wait_s": round(lease.granted_at - lease.created_at, 3)})],
-        )
-        self._count = (count + 1, held.revision)
-        self._held[lease.id] = held
-        return held
+        return True
 
     async def _preempt_for(self, waiter: Waiter, refusal: Refusal) -> None:
-        """Tell less urgent leases to end, if that makes room; they are waited for as long as their grace."""
+        """Tell less urgent leases to end if that makes room; those told before are waited for first."""
         now = self._clock.monotonic()
         if waiter.until is None or any(held.preemptor == waiter.lease.id for held in self._held.values()):
             return
         running = [
-            Preemptible(id=lease_id, device=held.lease.device, terms=held.lease.terms, ran_s=now - held.admitted_at)
-            for lease_id, held in self._held.items()
+            Preemptible(id=key, device=held.lease.device, terms=held.lease.terms, ran_s=now - held.admitted_at)
+            for key, held in self._held.items()
             if held.lease.state is LeaseState.ADMITTED
         ]
         chosen = preempt(waiter.lease.terms, waiter.until - now, refusal.obstacles, running)
@@ -424,152 +427,27 @@ class Leases:
         async with self._moving:
             for victim in chosen.victims:
                 held = self._held.get(victim)
-                if held is not None and held.lease.state is LeaseState.ADMITTED:
-                    data = {"successor": waiter.lease.id, "grace_s": held.lease.terms.grace_s}
-                    await self._move(held, LeaseState.PREEMPTING, reason="Preempted", actor=SYSTEM, **data)
-                    held.preemptor = waiter.lease.id
-                    held.evict_at = now + held.lease.terms.grace_s
-
-    def _leave(self, waiter: Waiter) -> None:
-        """It waits no longer: what was set aside for it is free, and what it was granted unseen is given back."""
-        lease_id = waiter.lease.id
-        if self._queue.remove(waiter) and waiter.reserved_bytes:
-            self._broker.release(f"lease:{lease_id}")
-        task = asyncio.current_task()
-        if task is not None and task.cancelling() and lease_id in self._held:
-            self._abandoned.append(lease_id)
-        self._woken.set()
-
-    # ending
-
-    async def _end(self, held: _Held, *, reason: str, actor: Actor = SYSTEM, proven: bool = True) -> None:
-        """End a lease; its memory is free unless it is not `proven` that its process uses it no longer."""
-        state = {"Expired": LeaseState.EXPIRED, "Preempted": LeaseState.EVICTED}.get(reason, LeaseState.RELEASED)
-        if held.lease.state is LeaseState.PREEMPTING:
-            state, reason = LeaseState.EVICTED, "Preempted"
-        before = held.charge
-        quarantined = not proven and bool(held.tree)
-        await self._move(held, state, reason=reason, actor=actor, quarantined=quarantined)
-        self._broker.release(before)
-        if quarantined:
-            self._broker.adopt(_charge(held))
-        else:
-            self._give_on(held)
-
-    async def _free(self, held: _Held) -> None:
-        """The process of a lease that ended before it is gone now."""
-        before, lease = held.charge, replace(held.lease, quarantined=False)
-        event = Event(kind="lease.freed", subject=lease.id, reason="ProcessGone", data=_numbers(lease))
-        await self._write(held, lease, event)
-        self._broker.release(before)
-        self._give_on(held)
-
-    def _give_on(self, held: _Held) -> None:
-        """Its bytes are free, or the preemptor's that waits for them."""
-        del self._held[held.lease.id]
-        self._ended.append(held.lease)
-        waiter = self._queue.find(held.preemptor)
-        if waiter is not None:
-            terms = waiter.lease.terms
-            waiter.reserved_bytes = min(terms.bytes, waiter.reserved_bytes + held.lease.terms.bytes)
-            self._broker.adopt(
-                Charge(
-                    holder=f"lease:{waiter.lease.id}",
-                    device=held.lease.device,
-                    bytes=waiter.reserved_bytes,
-                    priority=terms.priority,
-                )
-            )
-        self._woken.set()
-
-    # records
-
-    async def _move(
-        self, held: _Held, state: LeaseState, *, reason: str, actor: Actor, quarantined: bool = False, **data: Any
-    ) -> None:
-        """Record a move; the caller has `_moving`."""
-        if state not in MOVES[held.lease.state]:
-            raise Conflict(f"lease {held.lease.id} is {held.lease.state} and cannot become {state}")
-        lease = replace(held.lease, state=state, reason=reason, quarantined=quarantined)
-        await self._write(held, lease, _event(lease, actor.id, data))
-
-    async def _write(self, held: _Held, lease: Lease, event: Event) -> None:
-        ops: list[Op] = [self._seat.fence(), self._table.put(lease.id, lease, expect=held.revision)]
-        ops += [self._table.delete(old.id, expect=None) for old in [*self._ended][: len(self._ended) - ENDED_MAX + 1]]
-        held.revision = None  # until it is known whether this one was made
-        held.revision = await self._store.commit(ops, [event])
-        while len(self._ended) >= ENDED_MAX:
-            self._ended.popleft()
-        held.lease = lease
-
-    async def _tell_refusal(self, waiter: Waiter, refusal: NoCapacity) -> None:
-        lease = waiter.lease
-        event = Event(
-            kind="lease.refused",
-            subject=lease.id,
-            reason="NoCapacity",
-            actor=lease.holder,
-            data={**_numbers(lease), "message": refusal.message},
-        )
-        await self._store.commit([self._seat.fence()], [event])
-
-    def _own(self, lease_id: str, token: Token) -> _Held | None:
-        """The lease with this token, None when it has ended; Conflict when the token is another's."""
-        held = self._held.get(lease_id)
-        lease = self.show(lease_id).lease if held is None else held.lease
-        if lease.token != token:
-            raise Conflict(f"{token} is not the token of lease {lease_id}; use the one it was granted with")
-        return held
-
-    def _standing(self, held: _Held) -> Standing:
-        if held.lease.state in ENDED:
-            return Standing(lease=held.lease)
-        now, wall = self._clock.monotonic(), self._clock.wall()
-        left_s = None if held.evict_at is None else max(0.0, held.evict_at - now)
-        return Standing(
-            lease=held.lease,
-            expires_at=wall + held.renewed_at + held.lease.terms.ttl_s - now,
-            evict_at=None if left_s is None else wall + left_s,
-            evict_in_s=left_s,
-        )
-
-    def _pid(self, held: _Held) -> int:
-        return next(member.pid for member in held.tree)
+                if held is None or held.lease.state is not LeaseState.ADMITTED:
+                    continue
+                grace_s = held.lease.terms.grace_s
+                data = {"successor": waiter.lease.id, "grace_s": grace_s}
+                await self._book.move(held, LeaseState.PREEMPTING, reason="Preempted", actor=SYSTEM, data=data)
+                held.preemptor, held.evict_at = waiter.lease.id, now + grace_s
 
     def _taken_hasty(self) -> list[Waiter]:
         hasty, self._hasty = self._hasty, []
         return hasty
 
 
-def _living(trees: dict[str, frozenset[Holder]]) -> dict[str, frozenset[Holder]]:
+def _survivors(trees: Mapping[str, Set[Holder]]) -> dict[str, frozenset[Holder]]:
     return {key: living(tree) for key, tree in trees.items()}
 
 
-def _charge(held: _Held) -> Charge:
-    terms = held.lease.terms
-    return Charge(holder=held.charge, device=held.lease.device, bytes=terms.bytes, priority=terms.priority)
-
-
-def _numbers(lease: Lease) -> dict[str, Any]:
-    return {"bytes": lease.terms.bytes, "priority": lease.terms.priority, "device": lease.device or lease.terms.devices}
-
-
-def _event(lease: Lease, actor: str, data: dict[str, Any]) -> Event:
-    if lease.quarantined:
-        data = {**data, "quarantined": True}
-    return Event(
-        kind=f"lease.{lease.state}",
-        subject=lease.id,
-        reason=lease.reason,
-        actor=actor,
-        data={**_numbers(lease), "token": str(lease.token), **data},
-    )
+def _demand(waiter: Waiter, devices: str | tuple[str, ...]) -> Demand:
+    lease = waiter.lease
+    return Demand(holder=f"lease:{lease.id}", bytes=lease.terms.bytes, devices=devices, priority=lease.terms.priority)
 
 
 def _answer(waiter: Waiter, error: Exception) -> None:
     if not waiter.answer.done():
         waiter.answer.set_exception(error)
-
-
-def _sooner(*limits_s: float | None) -> float | None:
-    return min((limit for limit in limits_s if limit is not None), default=None)

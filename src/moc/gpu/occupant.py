@@ -1,6 +1,7 @@
 """The processes behind a lease: one that was named, and all it started."""
 
 import contextlib
+from collections.abc import Set
 
 import psutil
 
@@ -25,7 +26,7 @@ def remembered(name: str) -> frozenset[Holder]:
     return frozenset() if found is None else frozenset({found})
 
 
-def living(tree: frozenset[Holder]) -> frozenset[Holder]:
+def living(tree: Set[Holder]) -> frozenset[Holder]:
     """Those of a tree that still run, with all they started since; blocks for as long as the system takes."""
     found = {member for member in tree if not _has_ended(member)}
     for member in list(found):

@@ -12,13 +12,16 @@ class Operation(StrEnum):
     READ_SYSTEM = "system.read"
     READ_DEVICES = "devices.read"
     CHANGE_DEVICES = "devices.change"
+    READ_LEASES = "leases.read"
+    CHANGE_LEASES = "leases.change"
 
 
-_READER = frozenset({Operation.READ_MODELS, Operation.READ_SYSTEM, Operation.READ_DEVICES})
+_READER = frozenset({Operation.READ_MODELS, Operation.READ_SYSTEM, Operation.READ_DEVICES, Operation.READ_LEASES})
 
 ALLOWED: dict[Role, frozenset[Operation]] = {
     Role.VIEWER: _READER,
     Role.INFERENCE: frozenset({Operation.INFER, Operation.READ_MODELS}),
-    Role.OPERATOR: _READER | {Operation.INFER, Operation.CHANGE_MODELS, Operation.CHANGE_DEVICES},
+    Role.OPERATOR: _READER
+    | {Operation.INFER, Operation.CHANGE_MODELS, Operation.CHANGE_DEVICES, Operation.CHANGE_LEASES},
     Role.ADMIN: frozenset(Operation),
 }

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from moc.security.identity import Authenticator
 from moc.service.devices import DevicesService
 from moc.service.inference import InferenceService
+from moc.service.leases import LeasesService
 from moc.service.models import ModelsService
 from moc.service.system import SystemService
 
@@ -17,4 +18,5 @@ class Services:
     inference: InferenceService
     models: ModelsService
     devices: DevicesService
+    leases: LeasesService
     system: SystemService

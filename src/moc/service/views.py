@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
+from moc.cluster.holder import Holder
+from moc.gpu.lease import Standing
 from moc.kernel.events import Event
 from moc.models.catalogue import Entry
 from moc.models.footprint import Footprint
@@ -175,6 +177,39 @@ class DeviceView:
     problem: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseView:
+    """Memory of a device that a process outside has, or waits for.
+
+    It is `holder`'s, a key id, until `expires_at` unless it is renewed. `devices` is what was asked for, `device`
+    what was given; `token` grows with every grant, compared as two numbers. One that is `preempting` ends
+    `evict_in_s` from now, at `evict_at`. `quarantined`: it ended, but its process still has the memory. `message`
+    says what a pending one waits for.
+    """
+
+    id: str
+    state: str
+    reason: str
+    message: str
+    holder: str
+    holder_name: str
+    devices: str
+    device: str
+    bytes: int
+    priority: int
+    token: str | None
+    ttl_s: float
+    min_runtime_s: float
+    grace_s: float
+    pid: int | None
+    quarantined: bool
+    created_at: str
+    granted_at: str | None
+    expires_at: str | None
+    evict_at: str | None
+    evict_in_s: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class Readiness:
     """Whether requests should be sent here, and which part says no."""
@@ -232,6 +267,35 @@ def model_view(entry: Entry, worker: WorkerView | None, expected: Footprint | No
         info=status.info,
         adopted=worker is not None and worker.adopted,
         worker=worker,
+    )
+
+
+def lease_view(standing: Standing) -> LeaseView:
+    """A lease as callers see it."""
+    lease, terms = standing.lease, standing.lease.terms
+    process = Holder.parse(lease.process)
+    return LeaseView(
+        id=lease.id,
+        state=lease.state,
+        reason=lease.reason,
+        message=standing.message,
+        holder=lease.holder,
+        holder_name=lease.holder_name,
+        devices=terms.devices,
+        device=lease.device,
+        bytes=terms.bytes,
+        priority=terms.priority,
+        token=None if lease.token is None else str(lease.token),
+        ttl_s=terms.ttl_s,
+        min_runtime_s=terms.min_runtime_s,
+        grace_s=terms.grace_s,
+        pid=None if process is None else process.pid,
+        quarantined=lease.quarantined,
+        created_at=rfc3339(lease.created_at),
+        granted_at=rfc3339(lease.granted_at) if lease.granted_at else None,
+        expires_at=None if standing.expires_at is None else rfc3339(standing.expires_at),
+        evict_at=None if standing.evict_at is None else rfc3339(standing.evict_at),
+        evict_in_s=standing.evict_in_s,
     )
 
 

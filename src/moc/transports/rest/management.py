@@ -1,4 +1,4 @@
-"""The management API under /api/v1: models, devices, workers, events, the system."""
+"""The management API under /api/v1: models, devices, leases, workers, events, the system."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import Response, StreamingResponse
 
 from moc.kernel.errors import InvalidRequest
@@ -17,8 +17,9 @@ from moc.service.services import Services
 from moc.service.tenancy import Explanation
 from moc.service.views import DeviceView, EventView, ModelView, SystemView, WorkerView
 from moc.transports.rest.body import decoded
-from moc.transports.rest.exchange import Exchange
-from moc.transports.rest.operation import DEADLINE_HEADER, EXCHANGE
+from moc.transports.rest.leases import add_leases
+from moc.transports.rest.operation import DEADLINE_HEADER
+from moc.transports.rest.parameters import After, Call, Limit, json_answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +68,6 @@ class EventList:
     next: int | None
 
 
-def _exchange_of(request: Request) -> Exchange:
-    exchange: Exchange = request.scope[EXCHANGE]
-    return exchange
-
-
-Call = Annotated[Exchange, Depends(_exchange_of)]
-Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most.")]
-After = Annotated[str | None, Query(max_length=200, description="Start behind this one: `next` of the page before.")]
 Reference = Annotated[str, Path(description="`name` or `name@version`")]
 Version = Annotated[int, Path(ge=1, lt=10**9)]
 Change = Callable[[Identity, str, Deadline], Awaitable[ModelView]]
@@ -125,6 +118,7 @@ def router(services: Services, *, closing: asyncio.Event) -> APIRouter:
     _add_models(routes, services)
     _add_model_changes(routes, services)
     _add_devices(routes, services)
+    add_leases(routes, services, closing)
     _add_system(routes, services)
     _add_events(routes, services, closing)
     return routes
@@ -136,7 +130,7 @@ def _add_models(routes: APIRouter, services: Services) -> None:
     @routes.get("/models", tags=["models"], response_model=ModelList, summary="List models")
     async def list_models(call: Call, after: After = None, limit: Limit = 100) -> Response:
         page = await models.list(call.identity, after=after, limit=limit)
-        return _json(ModelList(page.items, page.next))
+        return json_answer(ModelList(page.items, page.next))
 
     @routes.post(
         "/models",
@@ -152,11 +146,11 @@ def _add_models(routes: APIRouter, services: Services) -> None:
         if not isinstance(name, str):
             raise InvalidRequest("`name` is missing or not text; say what the model is to be called")
         view = await models.add(call.identity, name, spec_from(fields, where=f"model {name[:128]!r}"))
-        return _json(view, 201)
+        return json_answer(view, 201)
 
     @routes.get("/models/{reference}", tags=["models"], response_model=ModelView, summary="Show a model")
     async def show_model(call: Call, reference: Reference) -> Response:
-        return _json(await models.show(call.identity, reference))
+        return json_answer(await models.show(call.identity, reference))
 
     @routes.get(
         "/models/{reference}/explain",
@@ -165,17 +159,17 @@ def _add_models(routes: APIRouter, services: Services) -> None:
         summary="Tell what loading a model would do",
     )
     async def explain_model(call: Call, reference: Reference) -> Response:
-        return _json(await models.explain(call.identity, reference))
+        return json_answer(await models.explain(call.identity, reference))
 
     @routes.get("/models/{name}/versions", tags=["models"], response_model=VersionList, summary="List versions")
     async def list_versions(call: Call, name: str) -> Response:
-        return _json(VersionList([*await models.versions(call.identity, name)]))
+        return json_answer(VersionList([*await models.versions(call.identity, name)]))
 
     @routes.get(
         "/models/{name}/versions/{version}", tags=["models"], response_model=ModelView, summary="Show a version"
     )
     async def show_version(call: Call, name: str, version: Version) -> Response:
-        return _json(await models.show(call.identity, f"{name}@{version}"))
+        return json_answer(await models.show(call.identity, f"{name}@{version}"))
 
 
 def _add_model_changes(routes: APIRouter, services: Services) -> None:
@@ -199,10 +193,10 @@ def _add_model_changes(routes: APIRouter, services: Services) -> None:
 
 def _add_change(routes: APIRouter, verb: str, change: Change, summary: str) -> None:
     async def change_model(call: Call, reference: Reference) -> Response:
-        return _json(await change(call.identity, reference, call.deadline()))
+        return json_answer(await change(call.identity, reference, call.deadline()))
 
     async def change_version(call: Call, name: str, version: Version) -> Response:
-        return _json(await change(call.identity, f"{name}@{version}", call.deadline()))
+        return json_answer(await change(call.identity, f"{name}@{version}", call.deadline()))
 
     for path, endpoint, noun in (
         ("/models/{reference}", change_model, "model"),
@@ -226,12 +220,12 @@ def _add_devices(routes: APIRouter, services: Services) -> None:
     @routes.get("/devices", tags=["devices"], response_model=DeviceList, summary="List devices")
     async def list_devices(call: Call, after: After = None, limit: Limit = 100) -> Response:
         page = await devices.list(call.identity, after=after, limit=limit)
-        return _json(DeviceList(page.items, page.next))
+        return json_answer(DeviceList(page.items, page.next))
 
     # The id of a part of a divided device has a slash.
     @routes.get("/devices/{device_id:path}", tags=["devices"], response_model=DeviceView, summary="Show a device")
     async def show_device(call: Call, device_id: str) -> Response:
-        return _json(await devices.show(call.identity, device_id))
+        return json_answer(await devices.show(call.identity, device_id))
 
     @routes.patch(
         "/devices/{device_id:path}",
@@ -242,7 +236,7 @@ def _add_devices(routes: APIRouter, services: Services) -> None:
     )
     async def change_device(call: Call, device_id: str) -> Response:
         change = decoded(_device_change_decoder, await call.body())
-        return _json(await devices.set_state(call.identity, device_id, change.state))
+        return json_answer(await devices.set_state(call.identity, device_id, change.state))
 
 
 def _add_system(routes: APIRouter, services: Services) -> None:
@@ -251,15 +245,15 @@ def _add_system(routes: APIRouter, services: Services) -> None:
     @routes.get("/workers", tags=["workers"], response_model=WorkerList, summary="List worker processes")
     async def list_workers(call: Call, after: After = None, limit: Limit = 100) -> Response:
         page = await system.workers(call.identity, after=after, limit=limit)
-        return _json(WorkerList(page.items, page.next))
+        return json_answer(WorkerList(page.items, page.next))
 
     @routes.get("/workers/{worker_id}", tags=["workers"], response_model=WorkerView, summary="Show a worker process")
     async def show_worker(call: Call, worker_id: str) -> Response:
-        return _json(await system.worker(call.identity, worker_id))
+        return json_answer(await system.worker(call.identity, worker_id))
 
     @routes.get("/system", tags=["system"], response_model=SystemView, summary="Show this replica")
     async def show_system(call: Call) -> Response:
-        return _json(await system.status(call.identity))
+        return json_answer(await system.status(call.identity))
 
 
 def _add_events(routes: APIRouter, services: Services, closing: asyncio.Event) -> None:
@@ -281,7 +275,7 @@ def _add_events(routes: APIRouter, services: Services, closing: asyncio.Event) -
     ) -> Response:
         if not follow:
             found = await system.events(call.identity, after=after or 0, limit=limit)
-            return _json(EventList(found, found[-1].id if len(found) == limit else None))
+            return json_answer(EventList(found, found[-1].id if len(found) == limit else None))
         newest = await system.last_event_id(call.identity)
         start = after if last_event_id is None else _event_id(last_event_id)
         followed = system.follow(call.identity, after=newest if start is None else start)
@@ -319,7 +313,3 @@ async def _event_stream(
         await asyncio.gather(closed, coming, return_exceptions=True)
         if isinstance(events, AsyncGenerator):
             await events.aclose()
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from moc.service.services import Services
 from moc.service.system import METRICS_CONTENT_TYPE
-from moc.transports.rest.management import Call
+from moc.transports.rest.parameters import Call
 
 PUBLIC: Final = frozenset({"/livez", "/readyz"})
 """Probes need no key: what asks them has none."""
