@@ -19,7 +19,7 @@ from moc.models.headers.reader import BadHeader
 from moc.models.headers.safetensors import read_safetensors
 
 MIB = 2**20
-ENGINE_BYTES = {"llama_cpp": 36 * MIB, "onnx": 72 * MIB, "python": 28 * MIB, "transformers": 400 * MIB}
+ENGINE_BYTES = {"llama_cpp": 36 * MIB, "onnx": 80 * MIB, "python": 33 * MIB, "transformers": 400 * MIB}
 """A worker with its engine and no model."""
 
 CUDA_CONTEXT_BYTES = 600 * MIB
