@@ -7,13 +7,12 @@ at once: only whom it unloads differs (so no minimum residency here). Run it wit
 import math
 import random
 import statistics
-import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from moc.gpu.eviction import EVICTIONS_MAX, GIB, Eviction, History, Plan, Policy, Refusal, Tenant, plan
+from moc.gpu.eviction import GIB, History, Plan, Policy, Tenant, plan
 from moc.gpu.ledger import Account, Charge, Demand, Ledger
 
 DAY_S = 86_400.0
@@ -332,39 +331,7 @@ def workloads() -> None:
         print(row(f"mix, {gib} GiB", [each for each in runs if (each.kind, each.gib) == ("mix", gib)]))
 
 
-def crowd(devices: int, models: int) -> tuple[Ledger, list[Tenant]]:
-    """Full devices, each with its share of the models."""
-    chance = random.Random(1)
-    accounts, charges, tenants = {}, [], []
-    for number in range(devices):
-        device, limit = f"cuda:{number}", models // devices * GIB
-        accounts[device] = Account(device=device, kind="cuda", capacity_bytes=limit, limit_bytes=limit)
-    for number in range(models):
-        holder, device = f"model:m{number}@1", f"cuda:{number % devices}"
-        charges.append(Charge(holder=holder, device=device, bytes=GIB))
-        used, uses, reload_s = chance.uniform(0, 900), chance.randint(1, 5000), chance.uniform(1, 60)
-        tenants.append(Tenant(holder=holder, device=device, bytes=GIB, last_used_at=used, uses=uses, reload_s=reload_s))
-    return Ledger(accounts, tuple(charges)), tenants
-
-
-def decisions() -> None:
-    """How long one decision takes when every device is full."""
-    for devices, models in ((8, 200), (8, 1600)):
-        ledger, tenants = crowd(devices, models)
-        history = History(tuple(Eviction(holder=f"model:x{n}@1", successor="model:y@1") for n in range(EVICTIONS_MAX)))
-        for label, size in (("eviction", 6 * GIB), ("refusal", 10_000 * GIB)):
-            demand, times = Demand(holder="model:new@1", bytes=size), []
-            for _ in range(300):
-                begun = time.perf_counter()
-                answer = plan(demand, ledger, tenants, policy=Policy(), now=1000.0, history=history)
-                times.append((time.perf_counter() - begun) * 1000)
-            assert isinstance(answer, Plan if label == "eviction" else Refusal)
-            p50, p99 = statistics.median(times), statistics.quantiles(times, n=100)[-1]
-            print(f"{label:8}  {devices} devices, {models:4} models   p50 {p50:.2f} ms   p99 {p99:.2f} ms")
-
-
 def main() -> None:
-    decisions()
     workloads()
 
 

@@ -7,17 +7,23 @@ so a stall shows in the tail. One request, prepared beforehand, is sent over and
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
 import numpy as np
 
+Ask = Callable[[bytes], Awaitable[bytes]]
+"""Sends a request, and gives the body of its answer."""
+
+Turn = Callable[[Ask], Awaitable[None]]
+"""Some requests, each of them made of the answer before it."""
+
 
 @dataclass(slots=True)
 class Outcome:
-    """Latencies in seconds, in order of completion; what was not a 200; how long it all took."""
+    """Latencies in seconds, in order of completion; what was no success; how long it all took."""
 
     latencies: list[float] = field(default_factory=list)
     failures: int = 0
@@ -63,7 +69,7 @@ class _Client(asyncio.Protocol):
             size = int(headers[at : end if end > 0 else None])
             if len(self._buffer) < head + 4 + size:
                 return
-            if not headers.startswith(b"http/1.1 200"):
+            if not headers.startswith(b"http/1.1 2"):
                 self._outcome.failures += 1
             del self._buffer[: head + 4 + size]
             self._outcome.latencies.append(time.perf_counter() - self._due.popleft())
@@ -124,3 +130,30 @@ async def open_loop(port: int, request: bytes, *, rate: float, connections: int,
         await over.wait()
     outcome.seconds = time.perf_counter() - started
     return outcome
+
+
+async def turns(port: int, turn: Turn, *, clients: int, seconds: float) -> Outcome:
+    """`clients` connections, each taking one turn after another; a latency is that of a whole turn."""
+    outcome = Outcome()
+    started = time.perf_counter()
+
+    async def take_turns() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        ask = partial(_ask, reader, writer, outcome)
+        while (begun := time.perf_counter()) < started + seconds:
+            await turn(ask)
+            outcome.latencies.append(time.perf_counter() - begun)
+        writer.close()
+        await writer.wait_closed()
+
+    await asyncio.gather(*(take_turns() for _ in range(clients)))
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, outcome: Outcome, request: bytes) -> bytes:
+    writer.write(request)
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    outcome.failures += not head.startswith(b"http/1.1 2")
+    at = head.index(b"content-length:") + 15
+    return await reader.readexactly(int(head[at : head.index(b"\r", at)]))

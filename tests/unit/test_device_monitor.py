@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from moc.gpu.device import DeviceState, in_order, unmanaged_bytes
+from moc.gpu.device import DeviceState, Fault, in_order, unmanaged_bytes
 from moc.gpu.monitor import DeviceMonitor
 from moc.kernel.errors import NotFound
 from moc.kernel.events import Event
@@ -15,6 +15,7 @@ from moc.testing.clock import ManualClock
 from moc.testing.devices import FakeDevices, fake_reading
 from moc.testing.seat import FakeSeat
 
+NEVER_S = 3600.0
 TIMEOUT_S = 0.5
 
 
@@ -158,6 +159,74 @@ async def test_a_cordon_lasts_while_the_device_is_lost(bench: Bench) -> None:
     assert bench.monitor.states()["cuda:0"] is DeviceState.CORDONED
 
 
+ECC = Fault(number=1, reason="Xid48", problem="XID 48: memory error", advice="reset it", critical=True)
+OFF_THE_BUS = Fault(number=3, reason="Xid79", problem="XID 79: gone", advice="restart", critical=True)
+KERNEL = Fault(number=2, reason="Xid13", problem="XID 13: a program's kernel failed")
+
+
+async def test_a_critical_fault_cordons_until_an_operator_lets_it_go_on(bench: Bench) -> None:
+    bench.card.readings = [fake_reading("cuda:0", faults=[ECC, KERNEL])]
+    for _ in range(2):
+        await bench.monitor.refresh()
+    told = (await bench.store.events())[2:]
+    assert [(event.kind, event.reason, event.data) for event in told] == [
+        ("device.cordoned", "Xid48", {"problem": "XID 48: memory error", "advice": "reset it"}),
+        ("device.xid", "Xid13", {"problem": "XID 13: a program's kernel failed"}),
+    ]
+    await bench.monitor.stop()
+    bench.card.readings = [fake_reading("cuda:0")]  # the driver tells a new listener nothing of before
+    bench.monitor = bench.another()
+    await bench.monitor.start()
+    kept = bench.monitor.status("cuda:0")
+    assert (kept.state, kept.problem) == (DeviceState.CORDONED, "XID 48: memory error; reset it")
+    after = await bench.monitor.uncordon("cuda:0", actor="key-1")
+    assert (after.state, after.problem) == (DeviceState.ONLINE, "")
+
+
+async def test_a_fault_that_was_dealt_with_does_not_cordon_again_and_a_new_one_does(bench: Bench) -> None:
+    bench.card.readings = [fake_reading("cuda:0", faults=[ECC])]
+    await bench.monitor.refresh()
+    await bench.monitor.uncordon("cuda:0", actor="key-1")
+    await bench.monitor.refresh()
+    assert bench.monitor.states()["cuda:0"] is DeviceState.ONLINE
+    bench.card.readings = [fake_reading("cuda:0", faults=[ECC, OFF_THE_BUS])]
+    await bench.monitor.refresh()
+    assert bench.monitor.states()["cuda:0"] is DeviceState.CORDONED
+    assert [reason for _, _, reason in await bench.events()] == ["Xid48", "Uncordoned", "Xid79"]
+
+
+async def test_faults_of_programs_cordon_nothing(bench: Bench) -> None:
+    bench.card.readings = [fake_reading("cuda:0", faults=[KERNEL])]
+    await bench.monitor.refresh()
+    assert bench.monitor.states()["cuda:0"] is DeviceState.ONLINE
+    assert await bench.events() == [("device.xid", "cuda:0", "Xid13")]
+
+
+async def test_a_device_lost_to_a_fault_is_cordoned_when_it_is_back(bench: Bench) -> None:
+    bench.card.readings = [fake_reading("cuda:0", faults=[OFF_THE_BUS], problem="GPU is lost", lost=True)]
+    await bench.monitor.refresh()
+    lost = bench.monitor.status("cuda:0")
+    assert (lost.state, lost.problem) == (DeviceState.LOST, "GPU is lost; XID 79: gone; restart")
+    bench.card.readings = [fake_reading("cuda:0", faults=[OFF_THE_BUS])]
+    await bench.monitor.refresh()
+    assert await bench.events() == [
+        ("device.cordoned", "cuda:0", "Xid79"),
+        ("device.lost", "cuda:0", "DriverLost"),
+        ("device.cordoned", "cuda:0", "Answered"),
+    ]
+
+
+async def test_a_fault_that_cannot_be_recorded_counts_at_once_and_is_recorded_later(bench: Bench) -> None:
+    bench.seat.lose()
+    bench.card.readings = [fake_reading("cuda:0", faults=[ECC])]
+    await bench.monitor.refresh()
+    assert bench.monitor.states()["cuda:0"] is DeviceState.CORDONED
+    assert await bench.events() == []
+    await bench.seat.start()
+    await bench.monitor.refresh()
+    assert await bench.events() == [("device.cordoned", "cuda:0", "Xid48")]
+
+
 async def test_a_device_on_record_that_cannot_be_read_at_the_start_is_known_as_lost(bench: Bench) -> None:
     await bench.monitor.stop()
     bench.card.error = RuntimeError("gone")
@@ -197,6 +266,28 @@ async def test_stopping_ends_the_threads_and_closes_the_sources(bench: Bench) ->
     assert bench.card.closed
     assert bench.memory.closed
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("devices-")] == []
+
+
+async def test_only_what_is_doubted_or_old_is_read_again(bench: Bench) -> None:
+    reads = bench.card.reads, bench.memory.reads
+    await bench.monitor.settle(NEVER_S)
+    assert (bench.card.reads, bench.memory.reads) == reads
+    bench.monitor.doubt("cuda:0")
+    bench.monitor.doubt("cuda:7")
+    await bench.monitor.settle(NEVER_S)
+    await bench.monitor.settle(NEVER_S)
+    assert (bench.card.reads, bench.memory.reads) == (reads[0] + 1, reads[1])
+    await bench.monitor.settle(0)
+    assert (bench.card.reads, bench.memory.reads) == (reads[0] + 2, reads[1] + 1)
+
+
+async def test_what_cannot_be_read_now_is_left_to_the_poll(bench: Bench) -> None:
+    bench.card.error = OSError("gone")
+    await bench.monitor.refresh()
+    reads = bench.card.reads
+    bench.monitor.doubt("cuda:0")
+    await bench.monitor.settle(0)
+    assert bench.card.reads == reads
 
 
 async def test_a_refresh_never_gives_what_was_read_before_it(bench: Bench) -> None:

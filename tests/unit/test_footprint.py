@@ -1,6 +1,7 @@
 """What a model will need, read from files that may say anything."""
 
 import io
+import json
 import os
 import struct
 import time
@@ -194,6 +195,42 @@ def test_a_cast_changes_what_floating_weights_take(tmp_path: Path) -> None:
     for dtype, expected in ((None, 580), ("float32", 680), ("bfloat16", 380), ("auto", 580)):
         options = {} if dtype is None else {"dtype": dtype}
         assert estimate(tmp_path, "transformers", options).parts["weights"] == expected
+
+
+TINY = {"hidden_size": 64, "intermediate_size": 100, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
+def transformers(folder: Path, config: dict[str, Any], **options: Any) -> dict[str, int]:
+    """The parts of an estimate for 400 bytes of weights with this configuration."""
+    written(folder, "model.safetensors", safetensors({"a": ("BF16", 300), "b": ("F32", 100)}))
+    written(folder, "config.json", json.dumps(config).encode())
+    return estimate(folder, "transformers", options).parts
+
+
+def test_what_generates_has_a_cache_for_its_context(tmp_path: Path) -> None:
+    causal = {**TINY, "architectures": ["LlamaForCausalLM"]}
+    per_token = 2 * 3 * 64 * 2
+    assert transformers(tmp_path, causal)["cache"] == 4096 * per_token
+    assert transformers(tmp_path, causal, context=1000, slots=3, dtype="float32")["cache"] == 999 * per_token * 2
+    assert transformers(tmp_path, causal | {"num_key_value_heads": 2})["cache"] == 4096 * per_token // 2
+    assert transformers(tmp_path, causal | {"head_dim": 32})["cache"] == 4096 * per_token * 2
+    assert transformers(tmp_path, causal | {"max_position_embeddings": 100})["cache"] == 2 * 100 * per_token
+    assert transformers(tmp_path, {"architectures": ["XForCausalLM"], "text_config": TINY})["cache"] == 4096 * per_token
+    assert transformers(tmp_path, causal, task="embeddings")["cache"] == 0
+    assert transformers(tmp_path, TINY)["cache"] == 0
+    assert transformers(tmp_path, TINY, task="completion")["cache"] > 0
+
+
+def test_activations_are_counted_for_the_context(tmp_path: Path) -> None:
+    assert transformers(tmp_path, TINY, context=512)["compute"] == 512 * (8 * 100 + 12 * 64) * 2
+
+
+@pytest.mark.parametrize("config", [b"", b"[1]", b'{"hidden_size": "x", "num_hidden_layers": -1, "text_config": 3}'])
+def test_without_a_configuration_the_weights_are_left(tmp_path: Path, config: bytes) -> None:
+    written(tmp_path, "model.safetensors", safetensors({"a": ("F32", 400)}))
+    written(tmp_path, "config.json", config)
+    parts = estimate(tmp_path, "transformers", {}).parts
+    assert (parts["weights"], parts["cache"], parts["compute"]) == (400, 0, 0)
 
 
 # whatever else there is

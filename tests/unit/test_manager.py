@@ -31,6 +31,7 @@ class House:
         self.workers = workers or FakeWorkers()
         self.sources = FakeSources()
         self.memory = FakeMemory()
+        self.loads: list[tuple[str, float]] = []
         self.catalogue = Catalogue(store=store, seat=self.seat, clock=SystemClock())
         self.footprints = Footprints(store=store, clock=SystemClock())
         self.manager = ModelManager(
@@ -40,6 +41,7 @@ class House:
             footprints=self.footprints,
             memory=self.memory,
             limits=limits,
+            on_loaded=lambda reference, seconds: self.loads.append((reference, seconds)),
         )
 
     async def start(self) -> "House":
@@ -85,6 +87,7 @@ async def test_fifty_callers_start_one_worker(house: House) -> None:
     await house.add()
     residents = await asyncio.gather(*(house.manager.ensure_ready("a", NEVER) for _ in range(50)))
     assert house.workers.starts == 1
+    assert [reference for reference, _ in house.loads] == ["a@1"]
     assert len({resident.worker_id for resident in residents}) == 1
     assert house.state() is State.READY
     assert house.manager.find("a") is house.manager.find("a@1") is residents[0]
@@ -137,6 +140,21 @@ async def test_unload_waits_for_the_requests_that_run(house: House) -> None:
     await unloading
     assert house.workers.stopped == [(resident.worker_id, "Requested")]
     assert house.state() is State.REGISTERED
+
+
+async def test_what_is_being_unloaded_is_though_nobody_waits_for_that_any_more(house: House) -> None:
+    await house.add()
+    resident = await house.manager.ensure_ready("a", NEVER)
+    resident.enter()
+    evicting = asyncio.create_task(house.manager.evict("a", reason="Evicted", message="for another"))
+    await house.until("model.draining")
+    evicting.cancel()
+    await asyncio.gather(evicting, return_exceptions=True)
+    resident.leave()
+    await house.until("model.unloading")
+    again = await house.manager.ensure_ready("a", NEVER)
+    assert house.workers.stopped == [(resident.worker_id, "Evicted")]
+    assert again.worker_id != resident.worker_id
 
 
 async def test_a_request_during_unload_loads_it_again(house: House) -> None:
@@ -254,6 +272,17 @@ async def test_memory_is_charged_while_it_is_loaded_and_no_longer(house: House) 
     with pytest.raises(LoadFailed):
         await house.manager.load("a", NEVER, actor="test")
     assert house.memory.held == {}
+
+
+async def test_waiting_for_memory_is_not_loading(house: House) -> None:
+    await house.add()
+    house.memory.gate.clear()
+    loading = asyncio.create_task(house.manager.ensure_ready("a", NEVER))
+    await house.until("model.loading")
+    await asyncio.sleep(0.1)  # time is what this is about
+    house.memory.gate.set()
+    await loading
+    assert house.catalogue.entry("a").status.load_s < 0.1
 
 
 async def test_no_room_is_said_and_tried_again_at_the_next_request(house: House) -> None:

@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+from collections import deque
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from moc.gpu.monitor import DeviceMonitor
 from moc.hardware.nvml import Nvml, NvmlDevices
 from moc.store.memory import MemoryStore
 from moc.testing.clock import ManualClock
-from moc.testing.nvml import GIB, FakeCard, FakeEvent, FakeNvml, FakeNvmlError, FakeProcess
+from moc.testing.nvml import GIB, FakeCard, FakeEvent, FakeMemory, FakeNvml, FakeNvmlError, FakeProcess
 
 
 def only(source: NvmlDevices) -> DeviceReading:
@@ -85,6 +87,18 @@ def test_a_lost_card_does_not_hide_the_others_and_comes_back() -> None:
     assert not source.read()[0].lost
 
 
+def test_a_divided_card_that_is_lost_loses_its_instances() -> None:
+    card = FakeCard(mig=[FakeCard(uuid="MIG-a"), FakeCard(uuid="MIG-b")])
+    source = NvmlDevices(FakeNvml(card))
+    source.read()
+    card.fails = 15
+    lost = source.read()
+    assert [(each.device.id, each.device.uuid, each.lost) for each in lost] == [
+        ("cuda:0/mig:0", "MIG-a", True),
+        ("cuda:0/mig:1", "MIG-b", True),
+    ]
+
+
 def test_a_card_that_was_never_read_is_listed_as_lost() -> None:
     reading = only(NvmlDevices(FakeNvml(FakeCard(fails=16))))
     assert (reading.device.id, reading.device.capacity_bytes, reading.lost) == ("cuda:0", 0, True)
@@ -106,18 +120,63 @@ def test_a_divided_card_is_its_instances() -> None:
     assert readings[1].processes == {9: GIB}
 
 
-def test_hardware_errors_are_a_problem_and_errors_of_programs_are_none() -> None:
+def faults(reading: DeviceReading) -> list[tuple[str, bool]]:
+    return [(fault.reason, fault.critical) for fault in reading.faults]
+
+
+def test_errors_of_the_hardware_are_told_from_errors_of_programs() -> None:
     first, second = FakeCard(), FakeCard()
     library = FakeNvml(first, second)
     source = NvmlDevices(library)
-    source.read()
+    assert [faults(reading) for reading in source.read()] == [[], []]
     assert library.registered == [first, second]
-    library.events.extend([FakeEvent(first, 8, 31), FakeEvent(second, 8, 79), FakeEvent(first, 1, 0)])
-    problems = [reading.problem for reading in source.read()]
-    assert problems[0] == ""
-    assert "XID 79" in problems[1]
-    library.events.append(FakeEvent(first, 2, 0))
-    assert ["ECC" in reading.problem for reading in source.read()] == [True, False]
+    first.events.extend([FakeEvent(8, 31), FakeEvent(2, 0)])
+    second.events.extend([FakeEvent(8, 79), FakeEvent(8, 9999)])
+    for _ in range(2):
+        assert [faults(reading) for reading in source.read()] == [
+            [("Xid31", False), ("Xid48", True)],
+            [("Xid79", True), ("Xid9999", False)],
+        ]
+
+
+@pytest.mark.parametrize("code", [48, 63, 64, 74, 79, 94, 95])
+def test_whoever_has_to_act_is_told_what_to_do(code: int) -> None:
+    (fault,) = only(NvmlDevices(FakeNvml(FakeCard(events=deque([FakeEvent(8, code)]))))).faults
+    assert (fault.reason, fault.critical) == (f"Xid{code}", True)
+    assert fault.problem.startswith(f"XID {code}: ")
+    assert "uncordon" in fault.advice
+
+
+def test_an_error_among_many_others_is_not_missed_and_one_that_comes_again_is_new() -> None:
+    card = FakeCard()
+    source = NvmlDevices(FakeNvml(card))
+    card.events.extend([FakeEvent(8, 48), *(FakeEvent(8, 45) for _ in range(70))])
+    before = only(source).faults
+    assert [fault.reason for fault in before] == ["Xid48", "Xid45"]
+    card.events.append(FakeEvent(8, 48))
+    after = only(source).faults
+    assert [fault.reason for fault in after] == ["Xid45", "Xid48"]
+    assert before[1].number < after[1].number
+
+
+def test_a_card_that_falls_off_the_bus_says_so_before_it_is_lost() -> None:
+    broken, well = FakeCard(), FakeCard()
+    source = NvmlDevices(FakeNvml(broken, well))
+    source.read()
+    broken.events.append(FakeEvent(8, 79))
+    broken.fails = 15
+    first, second = source.read()
+    assert (first.lost, faults(first)) == (True, [("Xid79", True)])
+    assert (second.lost, faults(second)) == (False, [])
+
+
+def test_an_error_of_one_instance_is_not_that_of_another() -> None:
+    parts: list[FakeCard | None] = [FakeCard(instance=7), FakeCard(instance=9), FakeCard(instance=None)]
+    card = FakeCard(mig=parts)
+    source = NvmlDevices(FakeNvml(card))
+    card.events.extend([FakeEvent(8, 94, gpuInstanceId=7), FakeEvent(8, 74)])
+    told = [[reason for reason, _ in faults(reading)] for reading in source.read()]
+    assert told == [["Xid94", "Xid74"], ["Xid74"], ["Xid94", "Xid74"]]
 
 
 def test_numbers_of_a_namespace_further_in_are_found_here(tmp_path: Path) -> None:
@@ -163,10 +222,13 @@ def test_the_fake_and_the_real_library_are_called_alike() -> None:
     used = [name for name in vars(Nvml) if name.startswith("nvml")]
     assert len(used) > 15
     for name in used:
-        theirs = list(inspect.signature(getattr(real, name)).parameters.values())
-        ours = list(inspect.signature(getattr(FakeNvml, name)).parameters.values())[1:]
-        assert len(ours) == len(theirs), name
-        assert [each.default for each in ours] == [each.default for each in theirs], name
+        wanted = list(inspect.signature(getattr(real, name)).parameters.values())
+        given = list(inspect.signature(getattr(FakeNvml, name)).parameters.values())[1:]
+        assert len(given) == len(wanted), name
+        assert [each.default for each in given] == [each.default for each in wanted], name
+    for theirs, ours in (("c_nvmlEventData_t", FakeEvent), ("c_nvmlMemory_v2_t", FakeMemory)):
+        there = {name for name, _ in getattr(real, theirs)._fields_}
+        assert {each.name for each in fields(ours)} <= there
     assert issubclass(real.NVMLError, Exception)
     assert real.NVMLError(real.NVML_ERROR_GPU_IS_LOST).value == 15
 

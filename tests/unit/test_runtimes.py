@@ -21,7 +21,8 @@ except LoadFailed as error:
 
 
 @pytest.mark.parametrize(
-    ("runtime", "engine", "extra"), [("llama_cpp", "xllamacpp", "llama"), ("onnx", "onnxruntime", "onnx")]
+    ("runtime", "engine", "extra"),
+    [("llama_cpp", "xllamacpp", "llama"), ("onnx", "onnxruntime", "onnx"), ("transformers", "torch", "transformers")],
 )
 def test_a_missing_engine_is_told_with_the_line_that_brings_it(runtime: str, engine: str, extra: str) -> None:
     script = WITHOUT.format(runtime=runtime, engine=engine)

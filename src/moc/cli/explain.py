@@ -36,10 +36,13 @@ def _tell(told: ExplanationView) -> None:
         if told["retry_after_s"] is not None:
             screen.line(f"it will fit in {told['retry_after_s']:.0f} s if nothing else happens")
         return
-    before, after = screen.size(told["free_before_bytes"]), screen.size(told["free_after_bytes"])
-    screen.line(
-        f"{told['reference']} needs {needed} and would go on {told['device']}: {before} free now, {after} after"
-    )
+    places = told["placements"]
+    each = f"{needed} on each of {len(places)} devices" if len(places) > 1 else needed
+    names = ", ".join(place["device"] for place in places)
+    screen.line(f"{told['reference']} needs {each} and would go on {names}")
+    for place in places:
+        before, after = screen.size(place["free_before_bytes"]), screen.size(place["free_after_bytes"])
+        screen.line(f"  {place['device']}: {before} free now, {after} after")
     for victim in told["victims"]:
         when = " once its requests have ended" if victim["after_drain"] else ""
         size = screen.size(victim["bytes"])

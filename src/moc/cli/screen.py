@@ -46,6 +46,11 @@ def line(text: str) -> None:
     write(f"{text}\n")
 
 
+def note(text: str) -> None:
+    """Say something beside what is printed, on standard error."""
+    print(printable(text), file=sys.stderr)
+
+
 def complain(text: str) -> None:
     """Say what went wrong, on standard error."""
     print(f"moc: {printable(text)}", file=sys.stderr)

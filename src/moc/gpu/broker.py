@@ -7,7 +7,8 @@ unmanaged, so it is never given away twice.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ import structlog
 
 from moc.gpu.device import DeviceStatus, unmanaged_bytes
 from moc.gpu.eviction import History, Plan, Policy, Reason, Refusal, Victim, plan
-from moc.gpu.ledger import Account, Charge, Demand, Ledger
+from moc.gpu.ledger import Account, Charge, Demand, Ledger, Placement, fit
 from moc.gpu.monitor import DeviceMonitor
 from moc.gpu.ports import Tenants
 from moc.kernel.errors import NoCapacity
@@ -34,12 +35,22 @@ PASSING = frozenset({Reason.RESIDENCY, Reason.IN_FLIGHT})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """Memory that was charged: where, how much, and who was evicted for it."""
+    """Memory that was charged: where, how much on each device, and who was evicted for it."""
 
     holder: str
-    device: str
+    placements: tuple[Placement, ...]
     bytes: int
     evicted: tuple[str, ...] = ()
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices."""
+        return tuple(place.device for place in self.placements)
+
+    @property
+    def device(self) -> str:
+        """The device; of several the first."""
+        return self.devices[0]
 
 
 class Broker:
@@ -67,7 +78,8 @@ class Broker:
         self._store = store
         self._soft_limit_pct = soft_limit_pct
         self._policy = policy
-        self._charges: dict[str, Charge] = {}
+        self._charges: dict[str, dict[str, Charge]] = {}
+        self._charged_bytes: Counter[str] = Counter()
         self._history = History()
         self._deciding = asyncio.Lock()
         self._freed = asyncio.Event()
@@ -77,7 +89,11 @@ class Broker:
 
     def charges(self) -> list[Charge]:
         """Every charge there is."""
-        return list(self._charges.values())
+        return [charge for held in self._charges.values() for charge in held.values()]
+
+    def held(self, holder: str) -> list[Charge]:
+        """What one holder is charged, device by device."""
+        return list(self._charges.get(holder, {}).values())
 
     def limit_bytes(self, status: DeviceStatus) -> int:
         """How much of a device may be in use before nothing more is given away."""
@@ -87,21 +103,32 @@ class Broker:
         """What processes nobody declared use of a device; 0 while it cannot be read."""
         return 0 if status.reading is None else unmanaged_bytes(status.reading, self._managed())
 
-    def ledger(self, limit_pct: float | None = None) -> Ledger:
-        """Who holds what, now; under another limit than the soft one, if one is given."""
+    def accounts(self, limit_pct: float | None = None) -> dict[str, Account]:
+        """Every device's side of the ledger, by id; under another limit than the soft one, if one is given."""
+        managed = self._managed()
         share = (self._soft_limit_pct if limit_pct is None else limit_pct) / 100
-        accounts = {
+        return {
             status.device.id: Account(
                 device=status.device.id,
                 kind=status.device.kind,
                 capacity_bytes=status.device.capacity_bytes,
                 limit_bytes=int(status.device.capacity_bytes * share),
-                unmanaged_bytes=self.unmanaged_bytes(status),
+                unmanaged_bytes=0 if status.reading is None else unmanaged_bytes(status.reading, managed),
                 state=status.state,
             )
             for status in self._monitor.statuses()
         }
-        return Ledger(accounts, tuple(charge for charge in self._charges.values() if charge.device in accounts))
+
+    def free(self, accounts: Mapping[str, Account]) -> dict[str, int]:
+        """What may still be charged on each of these devices: `Ledger.free`, however many charges there are."""
+        return {
+            key: each.limit_bytes - each.unmanaged_bytes - self._charged_bytes[key] for key, each in accounts.items()
+        }
+
+    def ledger(self, limit_pct: float | None = None) -> Ledger:
+        """Who holds what, now; under another limit than the soft one, if one is given."""
+        accounts = self.accounts(limit_pct)
+        return Ledger(accounts, tuple(charge for charge in self.charges() if charge.device in accounts))
 
     def explain(self, demand: Demand) -> Plan | Refusal:
         """What `reserve` would do now; changes nothing."""
@@ -109,38 +136,71 @@ class Broker:
 
     # what holders ask
 
-    async def reserve(self, demand: Demand, deadline: Deadline) -> Grant:
+    def charge(self, demand: Demand) -> Grant | Plan | Refusal:
+        """Charge the demand now if it fits without anybody leaving; if not, what `reserve` would have to do.
+
+        It counts on the latest readings, and tells nobody: its caller does both. What comes free while somebody
+        is unloaded is for the one that is done for, so nothing is charged here meanwhile.
+        """
+        accounts = self.accounts()
+        free = self.free(accounts)
+        for charge in self.held(demand.holder):
+            free[charge.device] = free.get(charge.device, 0) + charge.bytes
+        placements = fit(demand, Ledger(accounts).candidates(demand), free)
+        if not placements or demand.group or self._deciding.locked():
+            return self.explain(demand)
+        return self._put(demand, placements, ())
+
+    async def reserve(self, demand: Demand, deadline: Deadline, *, tell: bool = True) -> Grant:
         """Charge the demand, evicting whom that takes; NoCapacity when it does not fit by the deadline.
 
         Its holder gives it back with `release`, whatever becomes of it. Who was evicted in vain is named in
-        the error's details, as `evicted`.
+        the error's details, as `evicted`. Without `tell` the charge itself is the caller's to tell of.
         """
         evicted: list[str] = []
+        asked_at = time.monotonic()
         while True:
             await self._monitor.refresh()
             async with self._deciding:
                 self._freed.clear()
+                demand = replace(demand, waited_s=time.monotonic() - asked_at)
                 outcome = self.explain(demand)
-                if isinstance(outcome, Plan) and not outcome.victims:
-                    return await self._charge(demand, outcome, tuple(evicted))
-                if isinstance(outcome, Plan):
+                if isinstance(outcome, Plan) and outcome.victims:
                     evicted += await self._evict(outcome)
-                    continue
-            await self._wait_or_refuse(demand, outcome, deadline, evicted)
+                    outcome = self.explain(demand)  # now, before those who left can take what they made free
+                if isinstance(outcome, Plan) and not outcome.victims:
+                    grant = self._put(demand, outcome.placements, tuple(evicted))
+                    if tell:
+                        charges = self._charges[demand.holder]
+                        await self._store.commit([], [_charged(charges[at.device], at) for at in grant.placements])
+                    return grant
+            if isinstance(outcome, Refusal):
+                await self._wait_or_refuse(demand, outcome, deadline, evicted)
 
     def adopt(self, charge: Charge) -> None:
-        """Charge what a holder has already, as its record says."""
-        self._charges[charge.holder] = charge
+        """Charge what a holder has already, as its record says; other devices of its are charged as before."""
+        held = self._charges.setdefault(charge.holder, {})
+        before = held.get(charge.device)
+        self._charged_bytes[charge.device] += charge.bytes - (0 if before is None else before.bytes)
+        held[charge.device] = charge
 
-    def observe(self, holder: str, measured_bytes: int) -> None:
-        """A holder was measured to hold so much: what is over its charge is charged too."""
-        charge = self._charges.get(holder)
-        if charge is not None and measured_bytes > charge.bytes:
-            self._charges[holder] = replace(charge, bytes=measured_bytes)
+    def observe(self, holder: str, measured_bytes: int, *, device: str) -> None:
+        """A holder was measured to hold so much of a device: what is over its charge there is charged too.
+
+        So is what it holds of a device that it never asked for. Nothing happens to who is charged nothing.
+        """
+        held = self._charges.get(holder)
+        if not held:
+            return
+        charge = held.get(device) or replace(next(iter(held.values())), device=device, bytes=0)
+        if measured_bytes > charge.bytes:
+            self.adopt(replace(charge, bytes=measured_bytes))
 
     def release(self, holder: str) -> None:
-        """Take the charge back: the holder's process is dead. Idempotent."""
-        if self._charges.pop(holder, None) is not None:
+        """Take all its charges back: the holder's process is dead. Idempotent."""
+        for charge in self._charges.pop(holder, {}).values():
+            self._charged_bytes[charge.device] -= charge.bytes
+            self._monitor.doubt(charge.device)
             self._freed.set()
 
     async def relieve(self, threshold_pct: float) -> None:
@@ -153,24 +213,29 @@ class Broker:
                 if isinstance(outcome, Plan):
                     await self._evict(outcome)
 
+    def abandon(self) -> None:
+        """Begin to end the models on devices that are given up: nobody can compute there any more."""
+        lost = self._monitor.given_up()
+        for tenant in self._tenants.tenants() if lost else ():
+            if tenant.device in lost:
+                problem = f": {lost[tenant.device]}" if lost[tenant.device] else ""
+                self._tenants.lose(tenant.holder, because=f"its device {tenant.device} is lost{problem}")
+
     def _plan(self, demand: Demand, ledger: Ledger) -> Plan | Refusal:
         tenants, now = self._tenants.tenants(), time.monotonic()
         return plan(demand, ledger, tenants, policy=self._policy, now=now, history=self._history)
 
-    async def _charge(self, demand: Demand, outcome: Plan, evicted: tuple[str, ...]) -> Grant:
-        charge = Charge(holder=demand.holder, device=outcome.device, bytes=demand.bytes, priority=demand.priority)
-        self._charges[demand.holder] = charge
-        place = outcome.placements[0]
-        await self._tell(
-            "device.charged",
-            charge.device,
-            reason="Placed",
-            holder=charge.holder,
-            bytes=charge.bytes,
-            free_before_bytes=place.free_before_bytes,
-            free_after_bytes=place.free_after_bytes,
-        )
-        return Grant(holder=charge.holder, device=charge.device, bytes=charge.bytes, evicted=evicted)
+    def _put(self, demand: Demand, placements: tuple[Placement, ...], evicted: tuple[str, ...]) -> Grant:
+        self.release(demand.holder)
+        charges = [self._charge_for(demand, place.device) for place in placements]
+        for charge in charges:
+            self.adopt(charge)
+        largest = max(charge.bytes for charge in charges)
+        return Grant(holder=demand.holder, placements=placements, bytes=largest, evicted=evicted)
+
+    def _charge_for(self, demand: Demand, device: str) -> Charge:
+        size = demand.bytes_on(self._monitor.status(device).device.kind)
+        return Charge(holder=demand.holder, device=device, bytes=size, priority=demand.priority, group=demand.group)
 
     async def _evict(self, outcome: Plan) -> list[str]:
         self._history = self._history.after(outcome)
@@ -183,7 +248,8 @@ class Broker:
 
     async def _wait_or_refuse(self, demand: Demand, refusal: Refusal, deadline: Deadline, evicted: list[str]) -> None:
         left_s = deadline.remaining_s()
-        if (left_s is not None and left_s <= 0) or not self._may_pass(refusal):
+        too_late = left_s is not None and (left_s <= 0 or (refusal.retry_after_s or 0.0) > left_s)
+        if too_late or not self._may_pass(refusal):
             await self._tell("device.refused", demand.holder, reason=refusal.reason, message=refusal.message)
             raise NoCapacity(
                 refusal.message,
@@ -220,3 +286,13 @@ class Broker:
 
     async def _tell(self, kind: str, subject: str, *, reason: str, **data: Any) -> None:
         await self._store.commit([], [Event(kind=kind, subject=subject, reason=reason, data=data)])
+
+
+def _charged(charge: Charge, place: Placement) -> Event:
+    data = {
+        "holder": charge.holder,
+        "bytes": charge.bytes,
+        "free_before_bytes": place.free_before_bytes,
+        "free_after_bytes": place.free_after_bytes,
+    }
+    return Event(kind="device.charged", subject=place.device, reason="Placed", data=data)

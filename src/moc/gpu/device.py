@@ -5,6 +5,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+CUDA, DECLARED, HOST = "cuda", "declared", "host"
+"""The kinds of devices. Main memory is the one device of kind `host`, and that is its id, too."""
+
 
 class DeviceState(StrEnum):
     """`online` takes new holders; `cordoned` keeps those it has and takes none; `lost` does not answer."""
@@ -37,12 +40,29 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """An error that a driver reported once; `number` grows with each that a source gives.
+
+    `reason` is one word for programs, as `Xid79`. One that is `critical` makes a device unfit to take anything
+    new until somebody has followed the `advice`.
+    """
+
+    number: int
+    reason: str
+    problem: str
+    advice: str = ""
+    critical: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceReading:
     """What a device said at one moment.
 
     `used_bytes` is all that is in use, by anybody; `processes` is bytes by process id of this host, for the
     processes the driver tells of; `problem` is what the driver reports as wrong with it, empty when nothing.
-    With `lost` the driver says that the device does not work, and nothing else here counts.
+    `faults` are those reported so far, oldest first, the latest of each kind; they stay, so that none is missed
+    with a reading.
+    With `lost` the driver says that the device does not work, and nothing else here counts but these.
     """
 
     device: Device
@@ -51,6 +71,7 @@ class DeviceReading:
     temperature_c: float | None = None
     utilization_ratio: float | None = None
     problem: str = ""
+    faults: tuple[Fault, ...] = ()
     lost: bool = False
 
 

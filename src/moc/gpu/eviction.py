@@ -3,9 +3,9 @@
 `plan` answers with a Plan (where the demand goes, and who has to leave) or a Refusal that says what is in the way.
 
 Nobody is unloaded who is pinned; who is more urgent than the demand; who has requests in flight, unless the
-demand is more urgent, and then only after they have ended; who has not stayed the minimum residency; and, for
-as long as its loading took, the one for whom the one who asks was itself unloaded. Of the rest idle ones go
-before busy ones, less urgent before more urgent, and then those of least worth:
+demand is more urgent or has waited long, and then only after they have ended; who has not stayed the minimum
+residency; and, for as long as its loading took, the one for whom the one who asks was itself unloaded. Of the
+rest idle ones go before busy ones, less urgent before more urgent, and then those of least worth:
 
     worth = log2(1 + min(uses, 8)) * seconds to load again / GiB / (1 + idle seconds) ** 0.6
 
@@ -24,7 +24,7 @@ from itertools import accumulate
 from math import inf, log2, pow
 from typing import NamedTuple
 
-from moc.gpu.ledger import Demand, Ledger
+from moc.gpu.ledger import Demand, Ledger, Placement, fit
 from moc.kernel.units import Bytes
 
 GIB = 2**30
@@ -74,10 +74,12 @@ class Policy:
     `min_residency_s` is how long a model stays at least once it is loaded, whoever asks; a tenant's own value
     goes before it. `swap_back_reloads` times its own loading time is how long it stays at least when the one
     who asks was unloaded for it: at 1, two models that displace each other spend half the time loading at most.
+    For who has waited `drain_after_s` even equals leave that always have requests in flight.
     """
 
     order: Order = Order.COST
     min_residency_s: float = 5.0
+    drain_after_s: float = 10.0
     swap_back_reloads: float = 1.0
 
 
@@ -133,6 +135,8 @@ class History:
 class Victim:
     """Who has to leave. `bytes` is what that gives back; of equally urgent ones the lowest `score` goes first.
 
+    One that leaves more than one device is told once, `device` being the first.
+
     `reason` is `capacity`, `priority` (less urgent than the demand) or `group` (may not be loaded beside it);
     `because` says it in numbers. `after_drain`: requests are in flight, and must end first.
     """
@@ -144,15 +148,6 @@ class Victim:
     because: str
     score: float
     after_drain: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """A device the demand goes on: what is free there now, and what is when the victims are gone and it is charged."""
-
-    device: str
-    free_before_bytes: int
-    free_after_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,17 +212,23 @@ def plan(
 
     Those of its group leave in any case. Then it takes the device where nobody else has to leave and least is
     left over, or else the one where eviction loses least; there no victim could be spared. A demand of no bytes
-    on one device asks whom to unload so that a device which outside processes fill is within its limit again.
+    on one device asks whom to unload so that a device which is too full is within its limit, or as near as can be.
     """
     accounts = ledger.candidates(demand)
     if len(accounts) < demand.shards:
         return _offline(demand, ledger)
+    if not demand.group and (placements := fit(demand, accounts, ledger.free())):
+        return Plan(holder=demand.holder, placements=placements, victims=())
     scene = _Scene(demand, ledger, policy, now)
     stays = scene.judge(tenants, history.displaced_by(demand.holder))
     mates = [stay for stay in stays if demand.group and stay.tenant.group == demand.group]
-    if any(mate.guard for mate in mates):
-        obstacles = [scene.mate_obstacle(mate) for mate in mates if mate.guard]
-        return scene.refuse(obstacles, missing=len(obstacles))
+    staying = [mate for mate in mates if mate.guard]
+    if staying:
+        return scene.refuse_beside(staying)
+    moving = scene.moving_mates(tenants)
+    if moving:
+        message = f"{scene.beside(moving)}, which is being loaded or ended"
+        return Refusal(holder=demand.holder, reason=Reason.HELD, message=message)
     gone = {mate.tenant.holder for mate in mates}
     scene = replace(scene, ledger=ledger.without(gone))
     there: dict[str, list[_Stay]] = defaultdict(list)
@@ -289,8 +290,11 @@ class _Scene:
             return Guard.PINNED, inf
         if tenant.priority < self.demand.priority:
             return Guard.PRIORITY, inf
-        if tenant.in_flight and tenant.priority == self.demand.priority:
+        patient = self.demand.waited_s < self.policy.drain_after_s
+        if tenant.in_flight and tenant.priority == self.demand.priority and patient:
             return Guard.IN_FLIGHT, inf
+        if not self.demand.bytes:  # the device is too full already: nobody is spared for having come lately
+            return None, self.now
         guard, stay_s = Guard.RESIDENCY, tenant.min_residency_s
         if stay_s is None:
             stay_s = self.policy.min_residency_s
@@ -316,14 +320,20 @@ class _Scene:
         """Seconds since a tenant was used, or loaded."""
         return max(self.now - max(tenant.last_used_at, tenant.loaded_at), 0.0)
 
+    def bytes_on(self, device: str) -> int:
+        """What the demand needs of a device."""
+        return self.demand.bytes_on(self.ledger.accounts[device].kind)
+
     def offer(self, device: str, free: int, stays: Iterable[_Stay]) -> _Offer | None:
         """What the demand costs on a device: the first in rank that give enough together, less any to spare."""
-        short = self.demand.bytes - free
+        short = self.bytes_on(device) - free
         victims: list[_Stay] = []
         if short > 0:
             able = [stay for stay in stays if stay.guard is None]
-            if sum(stay.gives for stay in able) < short:
+            most = sum(stay.gives for stay in able)
+            if not most or (most < short and self.demand.bytes):
                 return None
+            short = min(short, most)
             ranked = sorted(able, key=self.rank)
             totals = list(accumulate(stay.gives for stay in ranked))
             last = bisect_left(totals, short)
@@ -333,7 +343,7 @@ class _Scene:
                     spare -= stay.gives
                 else:
                     victims.append(stay)
-        left = free + sum(victim.gives for victim in victims) - self.demand.bytes
+        left = free + sum(victim.gives for victim in victims) - self.bytes_on(device)
         return _Offer(self.price(victims), left, device, tuple(reversed(victims)))
 
     def price(self, victims: Sequence[_Stay]) -> tuple[float, ...]:
@@ -349,21 +359,31 @@ class _Scene:
 
     def accept(self, offers: Sequence[_Offer], mates: Sequence[_Stay]) -> Plan:
         """The plan that takes these offers."""
-        chosen = [stay for offer in offers for stay in offer.victims]
-        after = self.ledger.without(stay.tenant.holder for stay in chosen)
+        chosen = _by_holder(stay for offer in offers for stay in offer.victims)
+        if len(offers) > 1:
+            self.spare(chosen, [offer.device for offer in offers])
+        after = self.ledger.without(chosen)
         placements = [
             Placement(
                 device=offer.device,
                 free_before_bytes=self.ledger.free_bytes(offer.device),
-                free_after_bytes=after.free_bytes(offer.device) - self.demand.bytes,
+                free_after_bytes=after.free_bytes(offer.device) - self.bytes_on(offer.device),
             )
             for offer in offers
         ]
-        victims = [self.victim(stay) for stay in (*mates, *chosen)]
+        victims = [self.victim(stays) for stays in (*_by_holder(mates).values(), *chosen.values())]
         return Plan(holder=self.demand.holder, placements=tuple(placements), victims=tuple(victims))
 
-    def victim(self, stay: _Stay) -> Victim:
-        """A tenant that has to leave, and why."""
+    def spare(self, chosen: dict[str, list[_Stay]], devices: Sequence[str]) -> None:
+        """Take out who need not leave, because others that do leave several of the devices."""
+        for holder in reversed([*chosen]):
+            after = self.ledger.without(each for each in chosen if each != holder)
+            if all(after.free_bytes(device) >= self.bytes_on(device) for device in devices):
+                del chosen[holder]
+
+    def victim(self, stays: Sequence[_Stay]) -> Victim:
+        """A tenant that has to leave one device or several, and why."""
+        stay, gives = stays[0], sum(each.gives for each in stays)
         tenant = stay.tenant
         reason = "priority" if tenant.priority > self.demand.priority else "capacity"
         if self.demand.group and tenant.group == self.demand.group:
@@ -373,12 +393,12 @@ class _Scene:
             f"{tenant.in_flight} in flight" if tenant.in_flight else f"idle {self.idle_s(tenant):.0f}s",
             f"{tenant.uses} uses",
             f"{tenant.reload_s:.1f}s to load again",
-            str(Bytes(stay.gives)),
+            str(Bytes(gives)),
         ]
         return Victim(
             holder=tenant.holder,
             device=tenant.device,
-            bytes=stay.gives,
+            bytes=gives,
             reason=reason,
             because=", ".join(parts),
             score=self.score(stay),
@@ -388,13 +408,34 @@ class _Scene:
     def obstacle(self, device: str, stays: Sequence[_Stay]) -> Obstacle:
         """Why the demand does not fit on a device, and when it may."""
         evictable = sum(stay.gives for stay in stays if stay.guard is None)
-        short = self.demand.bytes - self.ledger.free_bytes(device) - evictable
-        too_large = self.demand.bytes > self.ledger.accounts[device].limit_bytes
+        short = self.bytes_on(device) - self.ledger.free_bytes(device) - evictable
+        too_large = self.bytes_on(device) > self.ledger.accounts[device].limit_bytes
         return self.explain(device, stays, short, Reason.TOO_LARGE if too_large else Reason.HELD)
 
-    def mate_obstacle(self, mate: _Stay) -> Obstacle:
-        """Why one of the demand's group cannot leave, and when it may."""
-        return self.explain(mate.tenant.device, [mate], mate.gives, Reason.HELD)
+    def moving_mates(self, tenants: Iterable[Tenant]) -> list[str]:
+        """Those of the demand's group that have memory and are no tenants: being loaded, or ending."""
+        group = self.demand.group
+        holders = {charge.holder for charge in self.ledger.charges if group and charge.group == group}
+        return sorted(holders - {self.demand.holder} - {tenant.holder for tenant in tenants})
+
+    def beside(self, holders: Iterable[str]) -> str:
+        """Says that the demand has to wait for others of its group."""
+        names = ", ".join(holders)
+        return f"{self.asks()} and is never loaded beside {names} of its group {self.demand.group!r}"
+
+    def refuse_beside(self, mates: Sequence[_Stay]) -> Refusal:
+        """The refusal while these of the demand's group may not be unloaded."""
+        obstacles = [self.explain(mate.tenant.device, [mate], mate.gives, Reason.HELD) for mate in mates]
+        refusal = self.refuse(obstacles, missing=len(obstacles))
+        held = "; ".join(map(str, obstacles))
+        return replace(refusal, message=f"{self.beside(_by_holder(mates))}, which may not be unloaded now; {held}")
+
+    def asks(self) -> str:
+        """What the demand wants, in words."""
+        sizes = dict.fromkeys(Bytes(self.bytes_on(each.device)) for each in self.ledger.candidates(self.demand))
+        on_each = f" on each of {self.demand.shards} devices" if self.demand.shards > 1 else ""
+        size = " or ".join(map(str, sizes or [Bytes(self.demand.bytes)]))
+        return f"{self.demand.holder} needs {size} at priority {self.demand.priority}{on_each}"
 
     def explain(self, device: str, stays: Sequence[_Stay], short: int, otherwise: Reason) -> Obstacle:
         """The obstacle while `short` bytes of what is guarded are missing, for a reason that may end or `otherwise`."""
@@ -427,11 +468,10 @@ class _Scene:
         hope = list(Reason)
         ranked = sorted(obstacles, key=lambda each: (hope.index(each.reason), each.retry_after_s or 0.0, each.device))
         last = ranked[missing - 1]
-        asks = f"{self.demand.holder} needs {Bytes(self.demand.bytes)} at priority {self.demand.priority}"
         return Refusal(
             holder=self.demand.holder,
             reason=last.reason,
-            message=f"{asks}{_ADVICE[last.reason]}; {'; '.join(map(str, obstacles))}",
+            message=f"{self.asks()}{_ADVICE[last.reason]}; {'; '.join(map(str, obstacles))}",
             obstacles=tuple(obstacles),
             retry_after_s=last.retry_after_s,
         )
@@ -443,6 +483,14 @@ _ADVICE = {
     Reason.HELD: " and nothing that could make room for it may be unloaded",
     Reason.TOO_LARGE: " and fits on no device even when it is empty",
 }
+
+
+def _by_holder(stays: Iterable[_Stay]) -> dict[str, list[_Stay]]:
+    """In the order of the first of each."""
+    found: dict[str, list[_Stay]] = {}
+    for stay in stays:
+        found.setdefault(stay.tenant.holder, []).append(stay)
+    return found
 
 
 def _offline(demand: Demand, ledger: Ledger) -> Refusal:

@@ -22,9 +22,13 @@ class LeaseState(StrEnum):
 
 ENDED = frozenset({LeaseState.RELEASED, LeaseState.EVICTED, LeaseState.EXPIRED})
 
+HOLDING = (LeaseState.ADMITTED, LeaseState.PREEMPTING)
+
 MOVES: dict[LeaseState, frozenset[LeaseState]] = {
     LeaseState.PENDING: frozenset({LeaseState.ADMITTED}),
-    LeaseState.ADMITTED: frozenset({LeaseState.RELEASED, LeaseState.PREEMPTING, LeaseState.EXPIRED}),
+    LeaseState.ADMITTED: frozenset(
+        {LeaseState.RELEASED, LeaseState.PREEMPTING, LeaseState.EVICTED, LeaseState.EXPIRED}
+    ),
     LeaseState.PREEMPTING: frozenset({LeaseState.EVICTED}),
     LeaseState.RELEASED: frozenset(),
     LeaseState.EVICTED: frozenset(),
@@ -77,8 +81,9 @@ class Lease:
     """Memory of one device that a process outside has.
 
     `holder` is the key id it was asked with. `process` names the process that uses it, if that was said, as
-    `str(cluster.holder.Holder)`. `reason` is why it is in its state: `Granted`, `Released`, `Expired`,
-    `Preempted`, `ProcessGone`, `Abandoned`. `quarantined`: it ended, but its process has not. Times are wall.
+    `str(cluster.holder.Holder)`. `reason` is why it is in its state: `Granted`, `Released`, `Expired`, `Preempted`,
+    `ProcessGone`, `NodeLost` (its device is), `Abandoned`. `quarantined`: it ended, but its process has not. Times
+    are wall.
     """
 
     id: str
@@ -99,7 +104,8 @@ class Lease:
 class Standing:
     """A lease now. It expires at `expires_at` unless it is renewed, and is evicted at `evict_at`, both wall time.
 
-    `evict_in_s` is how long that is from now; `message` says what a pending one waits for.
+    `evict_in_s` is how long that is from now. Of a pending one `message` says what it waits for, `position` its place
+    among those who wait for the same devices (1 = next), `estimated_wait_s` how long it will wait if that is known.
     """
 
     lease: Lease
@@ -107,3 +113,5 @@ class Standing:
     evict_at: float | None = None
     evict_in_s: float | None = None
     message: str = ""
+    position: int | None = None
+    estimated_wait_s: float | None = None

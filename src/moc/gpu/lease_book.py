@@ -1,18 +1,22 @@
 """What is written down of leases: every move in one commit with its event, and the count behind their tokens."""
 
-from collections import deque
-from dataclasses import dataclass, replace
-from itertools import islice
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moc.cluster.holder import Holder
 from moc.gpu.lease import ENDED, MOVES, Lease, LeaseState, Token
-from moc.gpu.ledger import Charge
+from moc.gpu.ledger import Charge, Placement
 from moc.gpu.occupant import remembered
 from moc.gpu.ports import HostSeat
 from moc.kernel.errors import Conflict
 from moc.kernel.events import Event
 from moc.kernel.records import ABSENT, Op, Store, Table
+
+MARGIN_S = 1.0
+"""How much longer than its holder trusts it a lease is kept, for clocks that do not run alike."""
 
 ENDED_MAX = 1_000
 """How many leases that have ended are still told of."""
@@ -24,7 +28,8 @@ _COUNTER = "count"
 class Held:
     """A lease that has memory, with what only this run of the coordinator knows; times are monotonic.
 
-    `tree` are the processes that use it, as last seen; `preemptor` is the lease that it ends for.
+    `tree` are the processes that use it, as last seen; `preemptor` is the lease that it ends for. Whoever changes
+    its state has `moving`.
     """
 
     lease: Lease
@@ -34,6 +39,7 @@ class Held:
     tree: frozenset[Holder] = frozenset()
     evict_at: float | None = None
     preemptor: str = ""
+    moving: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def charge(self) -> Charge:
@@ -43,9 +49,39 @@ class Held:
             holder=f"{kind}:{self.lease.id}", device=self.lease.device, bytes=terms.bytes, priority=terms.priority
         )
 
+    @property
+    def due_at(self) -> float:
+        """When it expires unless it is renewed."""
+        return self.renewed_at + self.lease.terms.ttl_s + MARGIN_S
+
+    @property
+    def ends_at(self) -> float | None:
+        """When its memory is free again; None when that is not known, as of one that is renewed: it goes on."""
+        if self.lease.quarantined:
+            return None
+        if self.evict_at is not None:
+            return self.evict_at
+        return self.due_at if self.renewed_at == self.admitted_at else None
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A lease that is to have memory, and where."""
+
+    pending: Lease
+    place: Placement
+
+    def numbers(self, wall: float) -> dict[str, Any]:
+        """What its event tells."""
+        return {
+            "wait_s": round(wall - self.pending.created_at, 3),
+            "free_before_bytes": self.place.free_before_bytes,
+            "free_after_bytes": self.place.free_after_bytes,
+        }
+
 
 class LeaseBook:
-    """The records of leases. One caller at a time changes any one lease; the seat keeps other coordinators out."""
+    """The records of leases. Any one lease has one writer at a time, `admit` one caller; the seat keeps others out."""
 
     def __init__(self, *, store: Store, seat: HostSeat) -> None:
         self._store = store
@@ -53,7 +89,7 @@ class LeaseBook:
         self._table: Table[Lease] = Table(store, "leases/", Lease)
         self._counts: Table[int] = Table(store, "lease-", int)
         self._count: tuple[int, int | None] = (0, ABSENT)
-        self.ended: deque[Lease] = deque()
+        self.ended: OrderedDict[str, Lease] = OrderedDict()
 
     async def read(self, now: float) -> list[Held]:
         """The leases that have memory; what has ended is in `ended`, oldest first."""
@@ -67,34 +103,37 @@ class LeaseBook:
             if lease.state is LeaseState.PREEMPTING:
                 held.evict_at = now + lease.terms.grace_s
             found.append(held)
-        self.ended = deque(sorted(ended, key=lambda lease: lease.granted_at))
+        self.ended = OrderedDict((each.id, each) for each in sorted(ended, key=lambda each: each.granted_at))
         return found
 
     def check(self) -> None:
         """NotLeader when this coordinator may not speak for the leases any more."""
         self._seat.fence()
 
-    async def admit(self, pending: Lease, device: str, *, now: float, wall: float) -> Held:
-        """Give a lease its memory and its token."""
+    async def admit(self, admissions: Sequence[Admission], *, now: float, wall: float) -> list[Held]:
+        """Give leases their memory and their tokens: all of them or none."""
         fence = self._seat.fence()
-        count, revision = self._count
-        lease = replace(
-            pending,
-            state=LeaseState.ADMITTED,
-            reason="Granted",
-            device=device,
-            token=Token(fence.term, count + 1),
-            granted_at=wall,
+        first, revision = self._count
+        leases = [
+            replace(
+                each.pending,
+                state=LeaseState.ADMITTED,
+                reason="Granted",
+                device=each.place.device,
+                token=Token(fence.term, seq),
+                granted_at=wall,
+            )
+            for seq, each in enumerate(admissions, first + 1)
+        ]
+        count = first + len(leases)
+        counted = self._counts.put(_COUNTER, count, expect=revision)
+        self._count = (count, None)  # whether it was counted is not known if this fails; skipping some does no harm
+        made = await self._store.commit(
+            [fence, counted, *(self._table.put(lease.id, lease, expect=ABSENT) for lease in leases)],
+            [_event(lease, lease.holder, each.numbers(wall)) for lease, each in zip(leases, admissions, strict=True)],
         )
-        held = Held(lease, ABSENT, renewed_at=now, admitted_at=now, tree=remembered(lease.process))
-        counted = self._counts.put(_COUNTER, count + 1, expect=revision)
-        self._count = (count + 1, None)  # whether it was counted is not known if this fails; skipping one does no harm
-        held.revision = await self._store.commit(
-            [fence, counted, self._table.put(lease.id, lease, expect=ABSENT)],
-            [_event(lease, lease.holder, {"wait_s": round(wall - lease.created_at, 3)})],
-        )
-        self._count = (count + 1, held.revision)
-        return held
+        self._count = (count, made)
+        return [Held(lease, made, renewed_at=now, admitted_at=now, tree=remembered(lease.process)) for lease in leases]
 
     async def move(
         self,
@@ -139,12 +178,14 @@ class LeaseBook:
 
     async def _write(self, held: Held, lease: Lease, event: Event) -> None:
         ops: list[Op] = [self._seat.fence(), self._table.put(lease.id, lease, expect=held.revision)]
-        spare = max(0, len(self.ended) - ENDED_MAX + 1)
-        ops += [self._table.delete(old.id, expect=None) for old in islice(self.ended, spare)]
+        spare = [self.ended.popitem(last=False) for _ in range(len(self.ended) - ENDED_MAX + 1)]
+        ops += [self._table.delete(old, expect=None) for old, _ in spare]
         held.revision = None  # until it is known whether this one was made
-        held.revision = await self._store.commit(ops, [event])
-        for _ in range(spare):
-            self.ended.popleft()
+        try:
+            held.revision = await self._store.commit(ops, [event])
+        except BaseException:
+            self.ended = OrderedDict([*spare, *self.ended.items()])
+            raise
         held.lease = lease
 
 

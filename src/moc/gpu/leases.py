@@ -2,19 +2,20 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import structlog
 
-from moc.cluster.holder import Holder
-from moc.gpu.broker import Broker
+from moc.gpu.broker import Broker, Grant
 from moc.gpu.eviction import Plan, Reason, Refusal
-from moc.gpu.lease import ENDED, Lease, LeaseState, LeaseTerms, Standing, Token
-from moc.gpu.lease_book import Held, LeaseBook
-from moc.gpu.ledger import Charge, Demand
+from moc.gpu.lease import ENDED, HOLDING, Lease, LeaseState, LeaseTerms, Standing, Token
+from moc.gpu.lease_book import Admission, Held, LeaseBook
+from moc.gpu.ledger import Charge, Demand, Ledger
 from moc.gpu.monitor import DeviceMonitor
-from moc.gpu.occupant import living, occupant
+from moc.gpu.occupant import occupant, survivors
+from moc.gpu.outlook import Outlook
 from moc.gpu.ports import HostSeat
 from moc.gpu.preemption import Preemptible, preempt
 from moc.gpu.queue import Waiter, WaitQueue
@@ -28,8 +29,14 @@ from moc.security.identity import Identity
 log = structlog.get_logger(__name__)
 
 TICK_S = 1.0
-MARGIN_S = 1.0
-"""How much longer than its holder trusts it a lease is kept, for clocks that do not run alike."""
+_ENDS = {"Expired": LeaseState.EXPIRED, "Preempted": LeaseState.EVICTED, "NodeLost": LeaseState.EVICTED}
+"""The states that leases end in for these reasons; for all others they are released."""
+
+FRESH_S = 1.0
+"""How old what a device said may be when a lease is granted on it, if nothing was given back there since.
+
+Only what nobody declared can have grown meanwhile, as it can the moment after; `gpu.pressure` is there for that.
+"""
 
 WAITERS_MAX = 10_000
 SYSTEM = "system"
@@ -41,6 +48,7 @@ class Leases:
     Nobody gets memory of a device that one before it in the queue waits for. The bytes of a lease stay charged
     until it is released or expires; while a process that was named for it still runs after that, they are
     charged as `quarantine:<id>`. After a restart every lease is there as it was, and its time begins anew.
+    `on_waited` is called with the outcome, `granted` or `refused`, and the seconds it took.
     """
 
     def __init__(
@@ -51,18 +59,20 @@ class Leases:
         broker: Broker,
         devices: DeviceMonitor,
         clock: Clock,
+        on_waited: Callable[[str, float], None],
         tick_s: float = TICK_S,
     ) -> None:
         self._book = LeaseBook(store=store, seat=seat)
         self._broker = broker
         self._devices = devices
         self._clock = clock
+        self._on_waited = on_waited
         self._tick_s = tick_s
         self._queue = WaitQueue(limit=WAITERS_MAX)
         self._hasty: list[Waiter] = []
         self._abandoned: list[str] = []
         self._held: dict[str, Held] = {}
-        self._moving = asyncio.Lock()
+        self._wanted: dict[str, frozenset[str]] = {}
         self._looking = asyncio.Lock()
         self._woken = asyncio.Event()
         self._open = False
@@ -84,7 +94,7 @@ class Leases:
         """Let nobody wait any longer; what is granted stays."""
         self._open = False
         for waiter in self._queue:
-            _answer(waiter, Unavailable("this coordinator is stopping; ask again shortly"))
+            waiter.refuse(Unavailable("this coordinator is stopping; ask again shortly"))
 
     async def stop(self) -> None:
         """Look after them no more; they stay on record for the next start."""
@@ -100,10 +110,16 @@ class Leases:
     def standings(self, *, ended: bool = False) -> Sequence[Standing]:
         """Every lease that waits or has memory, by id; with `ended` also the last ones that had."""
         found = [self._standing(held) for held in self._held.values() if ended or held.lease.state not in ENDED]
-        found += [Standing(lease=waiter.lease, message=waiter.why) for waiter in self._queue]
+        outlook = self._outlook()
+        found += [outlook.standing(waiter) for waiter in self._queue]
         if ended:
-            found += [Standing(lease=lease) for lease in self._book.ended]
+            found += [Standing(lease=lease) for lease in self._book.ended.values()]
         return sorted(found, key=lambda standing: standing.lease.id)
+
+    def count(self) -> dict[str, int]:
+        """How many leases wait or have memory, by state."""
+        held = Counter(held.lease.state for held in self._held.values() if held.lease.state not in ENDED)
+        return {LeaseState.PENDING: len(self._queue), **{state: held[state] for state in HOLDING}}
 
     def show(self, lease_id: str) -> Standing:
         """One lease; NotFound when there is none, or it ended long ago."""
@@ -111,10 +127,9 @@ class Leases:
         if held is not None:
             return self._standing(held)
         if waiter is not None:
-            return Standing(lease=waiter.lease, message=waiter.why)
-        for lease in self._book.ended:
-            if lease.id == lease_id:
-                return Standing(lease=lease)
+            return self._outlook().standing(waiter)
+        if lease_id in self._book.ended:
+            return Standing(lease=self._book.ended[lease_id])
         raise NotFound(f"there is no lease {lease_id[:100]!r}; `moc lease list --all` shows those there are")
 
     def managed_pids(self) -> set[int]:
@@ -131,17 +146,19 @@ class Leases:
         pid: int | None = None,
         wait_s: float = 0.0,
         deadline: Deadline = NEVER,
+        lease_id: str | None = None,
     ) -> Standing:
         """A lease of these terms, granted; NoCapacity when it cannot be within `wait_s`, saying why.
 
-        `pid` is the process of this host that will use it. Cancelled it waits no longer, and what was granted
+        `pid` is the process of this host that will use it; `lease_id` a new id, for who wants to look at it while it
+        waits. Cancelled it waits no longer, and what was granted
         meanwhile is given back.
         """
         if not self._open:
             raise Unavailable("this coordinator grants no leases now; ask again shortly")
         now = self._clock.monotonic()
         lease = Lease(
-            id=new_id("lse"),
+            id=lease_id or new_id("lse"),
             terms=terms,
             holder=identity.key_id,
             holder_name=identity.name,
@@ -151,10 +168,14 @@ class Leases:
         )
         waiter = Waiter(lease, asked_at=now, until=now + wait_s if wait_s else None)
         try:
-            return await self._wait(waiter, wait_s or None, deadline.remaining_s())
-        except NoCapacity as refusal:
-            await self._book.refused(lease, refusal.message)
+            standing = await self._wait(waiter, wait_s or None, deadline.remaining_s())
+        except MocError as refusal:
+            self._on_waited("refused", self._clock.monotonic() - now)
+            if isinstance(refusal, NoCapacity):
+                await self._book.refused(lease, refusal.message)
             raise
+        self._on_waited("granted", self._clock.monotonic() - now)
+        return standing
 
     def renew(self, lease_id: str, token: Token) -> Standing:
         """Keep a lease for another `ttl_s`; its state says whether it is being preempted.
@@ -169,18 +190,20 @@ class Leases:
     async def occupy(self, lease_id: str, token: Token, pid: int, *, actor: str) -> Standing:
         """Say which process of this host uses a lease: what it and all it starts hold is then the lease's."""
         process = occupant(pid)
-        async with self._moving:
-            held = self._living(lease_id, token)
+        held = self._living(lease_id, token)
+        async with held.moving:
+            self._living(lease_id, token)
             if held.lease.process != str(process):
                 await self._book.occupy(held, process, actor=actor)
         return self._standing(held)
 
     async def release(self, lease_id: str, token: Token, *, actor: str) -> Standing:
         """Give a lease back: its memory is used no longer. Idempotent; Conflict when the token is not its own."""
-        async with self._moving:
-            held = self._own(lease_id, token)
-            if held is not None and held.lease.state not in ENDED:
-                await self._end(held, reason="Released", actor=actor)
+        held = self._own(lease_id, token)
+        if held is not None:
+            async with held.moving:
+                if held.lease.state not in ENDED:
+                    await self._end(held, reason="Released", actor=actor)
         return self.show(lease_id)
 
     async def _wait(self, waiter: Waiter, wait_s: float | None, left_s: float | None) -> Standing:
@@ -199,7 +222,7 @@ class Leases:
         except TimeoutError:
             if limit_s == left_s:
                 raise DeadlineExceeded("the deadline passed before a lease was granted; allow more time") from None
-            raise NoCapacity(waiter.why or "no memory was free in time", details={"reason": "wait_over"}) from None
+            raise NoCapacity(waiter.why, details={"reason": "wait_over"}) from None
         finally:
             self._leave(waiter, served=served)
 
@@ -241,6 +264,9 @@ class Leases:
             evict_in_s=left_s,
         )
 
+    def _outlook(self) -> Outlook:
+        return Outlook(self._queue, self._wanted, self._held.values(), self._clock.monotonic())
+
     # looking after them
 
     async def look(self, *, tend: bool = True) -> None:
@@ -249,7 +275,7 @@ class Leases:
             await self._release_abandoned()
             if tend:
                 await self._tend()
-            await self._serve()
+            await self._serve(thoroughly=tend)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -266,28 +292,28 @@ class Leases:
                 await self.look(tend=tend)
             except Exception as error:  # whatever it is must not end the looking after all others
                 log.warning("leases are looked after again in a moment", error=str(error))
-                for waiter in self._taken_hasty():
-                    _answer(waiter, error)
+                hasty, self._hasty = self._hasty, []
+                for waiter in hasty:
+                    waiter.refuse(error)
 
     async def _tend(self) -> None:
         trees = {key: held.tree for key, held in self._held.items() if held.tree}
-        alive = await asyncio.to_thread(_survivors, trees) if trees else {}
-        readings, now = self._devices.readings(), self._clock.monotonic()
+        alive = await asyncio.to_thread(survivors, trees) if trees else {}
+        readings, lost, now = self._devices.readings(), self._devices.given_up(), self._clock.monotonic()
         for held in [*self._held.values()]:
-            async with self._moving:
+            async with held.moving:
                 lease = held.lease
                 if self._held.get(lease.id) is not held:
                     continue
                 if held.tree and held.tree == trees.get(lease.id):
                     held.tree = alive[lease.id]
-                reading = readings.get(lease.device)
-                if reading is not None and held.tree:
+                for device, reading in readings.items() if held.tree else ():
                     measured = sum(reading.processes.get(member.pid, 0) for member in held.tree)
-                    self._broker.observe(held.charge.holder, measured)
-                await self._judge(held, now)
+                    self._broker.observe(held.charge.holder, measured, device=device)
+                await self._judge(held, now, is_lost=lease.device in lost)
 
-    async def _judge(self, held: Held, now: float) -> None:
-        """Do what time, or the end of its process, asks of one lease."""
+    async def _judge(self, held: Held, now: float, *, is_lost: bool) -> None:
+        """Do what time, the end of its process or the loss of its device asks of one lease."""
         lease = held.lease
         gone = bool(lease.process) and not held.tree
         if lease.state in ENDED:
@@ -297,27 +323,30 @@ class Leases:
                 self._give_on(held, charge)
         elif gone:
             await self._end(held, reason="ProcessGone", actor=SYSTEM)
+        elif is_lost:
+            await self._end(held, reason="NodeLost", actor=SYSTEM, proven=False)
         elif held.evict_at is not None:
             if now >= held.evict_at:
                 await self._end(held, reason="Preempted", actor=SYSTEM, proven=False)
-        elif now >= held.renewed_at + lease.terms.ttl_s + MARGIN_S:
+        elif now >= held.due_at:
             await self._end(held, reason="Expired", actor=SYSTEM, proven=False)
 
     async def _release_abandoned(self) -> None:
         while self._abandoned:
             held = self._held.get(self._abandoned[-1])
-            async with self._moving:
-                if held is not None and held.lease.state not in ENDED:
-                    await self._end(held, reason="Abandoned", actor=held.lease.holder)
+            if held is not None:
+                async with held.moving:
+                    if held.lease.state not in ENDED:
+                        await self._end(held, reason="Abandoned", actor=held.lease.holder)
             self._abandoned.pop()
 
     async def _end(self, held: Held, *, reason: str, actor: str, proven: bool = True) -> None:
         """End a lease; its memory is free unless it is not `proven` that its process uses it no longer.
 
-        The caller has `_moving`.
+        The caller has its `moving`.
         """
-        state = LeaseState.EXPIRED if reason == "Expired" else LeaseState.RELEASED
-        if held.lease.state is LeaseState.PREEMPTING:
+        state = _ENDS.get(reason, LeaseState.RELEASED)
+        if held.lease.state is LeaseState.PREEMPTING and state is not LeaseState.EVICTED:
             state, reason = LeaseState.EVICTED, "Preempted"
         charge = held.charge
         quarantined = not proven and bool(held.tree)
@@ -332,10 +361,11 @@ class Leases:
         """Its bytes are free, or the preemptor's that waits for them."""
         self._broker.release(charge.holder)
         self._held.pop(held.lease.id, None)
-        self._book.ended.append(held.lease)
+        self._book.ended[held.lease.id] = held.lease
         waiter = self._queue.find(held.preemptor)
         if waiter is not None:
             terms = waiter.lease.terms
+            waiter.found_bytes.clear()
             waiter.reserved_bytes = min(terms.bytes, waiter.reserved_bytes + charge.bytes)
             reserved = replace(
                 charge, holder=f"lease:{waiter.lease.id}", bytes=waiter.reserved_bytes, priority=terms.priority
@@ -345,70 +375,104 @@ class Leases:
 
     # granting
 
-    async def _serve(self) -> None:
-        """Give every waiter, in turn, what those before it leave."""
-        hasty = self._taken_hasty()
-        ledger = self._broker.ledger()
-        wanted: dict[str, frozenset[str]] = {}
-        blocked: set[str] = set()
+    async def _serve(self, *, thoroughly: bool) -> None:
+        """Give every waiter, in turn, what those before it leave.
+
+        Unless it is done `thoroughly` one that has waited is left to wait while no more is free than it found:
+        what else may help it, such as a model that has stayed its time, is seen soon enough.
+        """
+        hasty, self._hasty = self._hasty, []
         try:
-            for waiter in self._queue:
-                if waiter.answer.done():
-                    continue
-                key = waiter.device or waiter.lease.terms.devices
-                if key not in wanted:
-                    wanted[key] = frozenset(each.device for each in ledger.candidates(_demand(waiter, key)))
-                able = wanted[key] - blocked
-                if wanted[key] and not able:
-                    waiter.why = waiter.why or f"others wait before it for {', '.join(sorted(wanted[key]))}"
-                    continue
-                if not await self._try(waiter, _demand(waiter, tuple(sorted(able)) or key)):
-                    blocked |= wanted[key]
+            if self._queue:
+                await self._devices.settle(FRESH_S)
+                await self._serve_queue(thoroughly)
         finally:
             for waiter in hasty:
-                behind = f"{len(self._queue) - 1} other leases are waited for; ask for a longer wait to stand in line"
-                _answer(waiter, NoCapacity(waiter.why or behind, details={"reason": Reason.HELD}))
+                waiter.refuse(NoCapacity(waiter.why, details={"reason": Reason.HELD}))
 
-    async def _try(self, waiter: Waiter, demand: Demand) -> bool:
+    async def _serve_queue(self, thoroughly: bool) -> None:
+        accounts = self._broker.accounts()
+        free_bytes = self._broker.free(accounts)
+        wanted = self._wanted = dict[str, frozenset[str]]()
+        blocked: set[str] = set()
+        closed: set[str] = set()
+        granted: list[tuple[Waiter, Grant]] = []
+        for waiter in self._queue.turns(closed):
+            if waiter.answer.done():
+                continue
+            line = waiter.line
+            if line not in wanted:
+                wanted[line] = frozenset(each.device for each in Ledger(accounts).candidates(waiter.demand(line)))
+            able = wanted[line] - blocked
+            if wanted[line] and not able:
+                closed.add(line)
+                continue
+            waits = bool(able) and not thoroughly and not waiter.found_less(able, free_bytes)
+            if not waits:
+                waits = not await self._try(waiter, waiter.demand(tuple(sorted(able)) or line), granted)
+                free_bytes = self._broker.free(accounts)
+            if waits:
+                waiter.found_bytes = {device: free_bytes[device] for device in able}
+                closed.add(line)
+                blocked |= wanted[line]
+        await self._admit(granted)
+
+    async def _try(self, waiter: Waiter, demand: Demand, granted: list[tuple[Waiter, Grant]]) -> bool:
         """Whether it stands in nobody's way any more: granted, or refused because it fails or never fits.
 
         For one that has to wait it sees whom to preempt.
         """
         try:
-            outcome = self._broker.explain(demand)
+            outcome: Grant | Plan | Refusal | None = self._broker.charge(demand)
             if isinstance(outcome, Plan):
-                return await self._grant(waiter, demand)
-            waiter.why = outcome.message
-            if outcome.reason is Reason.TOO_LARGE:
-                raise NoCapacity(outcome.message, details={"reason": outcome.reason})
-            await self._preempt_for(waiter, outcome)
+                await self._admit(granted)  # models end first, which may take long
+                outcome = await self._reserve(waiter, demand)
+            if isinstance(outcome, Grant):
+                granted.append((waiter, outcome))
+                return True
+            if isinstance(outcome, Refusal):
+                waiter.why, waiter.obstacles = outcome.message, outcome.obstacles
+                waiter.tried_at = self._clock.monotonic()
+                if outcome.reason is Reason.TOO_LARGE:
+                    raise NoCapacity(outcome.message, details={"reason": outcome.reason})
+                await self._preempt_for(waiter, outcome)
         except MocError as error:
-            _answer(waiter, error)
+            waiter.refuse(error)
             return True
         return False
 
-    async def _grant(self, waiter: Waiter, demand: Demand) -> bool:
+    async def _reserve(self, waiter: Waiter, demand: Demand) -> Grant | None:
+        """What was charged once models were unloaded for it, None when somebody else was faster."""
         try:
-            grant = await self._broker.reserve(demand, Deadline.after(0))
-        except NoCapacity as error:  # somebody else was faster
+            return await self._broker.reserve(demand, Deadline.after(0), tell=False)
+        except NoCapacity as error:
             waiter.why = error.message
-            return False
+            return None
+
+    async def _admit(self, granted: list[tuple[Waiter, Grant]]) -> None:
+        """Write down what was granted, in one commit, and tell those who waited for it; `granted` is empty then."""
+        grants, granted[:] = granted[:], []
+        if not grants:
+            return
+        admissions = [Admission(waiter.lease, grant.placements[0]) for waiter, grant in grants]
         try:
+            admitted = await self._book.admit(admissions, now=self._clock.monotonic(), wall=self._clock.wall())
+        except BaseException as error:
+            for _, grant in grants:
+                self._broker.release(grant.holder)
+            if not isinstance(error, MocError):
+                raise
+            for waiter, _ in grants:
+                waiter.refuse(error)
+            return
+        for (waiter, _), held in zip(grants, admitted, strict=True):
+            self._held[held.lease.id] = held
+            self._queue.remove(waiter)
             if waiter.answer.done():
-                raise Unavailable("nobody waits for it any more")
-            now, wall = self._clock.monotonic(), self._clock.wall()
-            held = await self._book.admit(waiter.lease, grant.device, now=now, wall=wall)
-        except BaseException:
-            self._broker.release(demand.holder)
-            raise
-        self._held[held.lease.id] = held
-        self._queue.remove(waiter)
-        if waiter.answer.done():
-            self._abandoned.append(held.lease.id)
-            self._woken.set()
-        else:
-            waiter.answer.set_result(self._standing(held))
-        return True
+                self._abandoned.append(held.lease.id)
+                self._woken.set()
+            else:
+                waiter.answer.set_result(self._standing(held))
 
     async def _preempt_for(self, waiter: Waiter, refusal: Refusal) -> None:
         """Tell less urgent leases to end if that makes room; those told before are waited for first."""
@@ -418,36 +482,20 @@ class Leases:
         running = [
             Preemptible(id=key, device=held.lease.device, terms=held.lease.terms, ran_s=now - held.admitted_at)
             for key, held in self._held.items()
-            if held.lease.state is LeaseState.ADMITTED
+            if held.lease.state is LeaseState.ADMITTED and held.lease.terms.priority > waiter.lease.terms.priority
         ]
         chosen = preempt(waiter.lease.terms, waiter.until - now, refusal.obstacles, running)
         if chosen is None:
             return
-        waiter.device = chosen.device
-        async with self._moving:
-            for victim in chosen.victims:
-                held = self._held.get(victim)
-                if held is None or held.lease.state is not LeaseState.ADMITTED:
+        self._queue.pin(waiter, chosen.device)
+        for victim in chosen.victims:
+            held = self._held.get(victim)
+            if held is None:
+                continue
+            async with held.moving:
+                if held.lease.state is not LeaseState.ADMITTED:
                     continue
                 grace_s = held.lease.terms.grace_s
                 data = {"successor": waiter.lease.id, "grace_s": grace_s}
                 await self._book.move(held, LeaseState.PREEMPTING, reason="Preempted", actor=SYSTEM, data=data)
                 held.preemptor, held.evict_at = waiter.lease.id, now + grace_s
-
-    def _taken_hasty(self) -> list[Waiter]:
-        hasty, self._hasty = self._hasty, []
-        return hasty
-
-
-def _survivors(trees: Mapping[str, Set[Holder]]) -> dict[str, frozenset[Holder]]:
-    return {key: living(tree) for key, tree in trees.items()}
-
-
-def _demand(waiter: Waiter, devices: str | tuple[str, ...]) -> Demand:
-    lease = waiter.lease
-    return Demand(holder=f"lease:{lease.id}", bytes=lease.terms.bytes, devices=devices, priority=lease.terms.priority)
-
-
-def _answer(waiter: Waiter, error: Exception) -> None:
-    if not waiter.answer.done():
-        waiter.answer.set_exception(error)

@@ -6,19 +6,24 @@ says so. What is unmanaged is never given away.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from moc.gpu.device import DeviceState
+from moc.gpu.device import CUDA, DECLARED, HOST, DeviceState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charge:
-    """Bytes of one device that belong to one holder (`model:smollm2@1`, `lease:lse-…`, `quarantine:…`)."""
+    """Bytes of one device that belong to one holder (`model:smollm2@1`, `lease:lse-…`, `quarantine:…`).
+
+    A holder has one charge on each of its devices. `group` is that of its demand.
+    """
 
     holder: str
     device: str
     bytes: int
     priority: int = 5
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +43,8 @@ class Demand:
     """What somebody wants: `bytes` on one device of `devices` (`auto`, a kind, or a list of ids).
 
     A demand in `shards` wants `bytes` on each of so many devices. Models of one `group` are never loaded
-    together; empty is no group.
+    together; empty is no group. `by_kind` says of which kinds of devices it needs another number of bytes.
+    `waited_s` is how long it has not been met.
     """
 
     holder: str
@@ -47,9 +53,24 @@ class Demand:
     priority: int = 5
     shards: int = 1
     group: str = ""
+    by_kind: Mapping[str, int] = field(default_factory=dict)
+    waited_s: float = 0.0
+
+    def bytes_on(self, kind: str) -> int:
+        """What it wants of one device of a kind."""
+        return self.by_kind.get(kind, self.bytes)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A device the demand goes on: what is free there now, and what is when the victims are gone and it is charged."""
+
+    device: str
+    free_before_bytes: int
+    free_after_bytes: int
+
+
+@dataclass(frozen=True)
 class Ledger:
     """A snapshot: accounts by device id, and every charge."""
 
@@ -62,11 +83,14 @@ class Ledger:
 
     def free_bytes(self, device: str) -> int:
         """What may still be charged on a device; negative when outside processes took what was charged."""
-        account = self.accounts[device]
-        return account.limit_bytes - account.unmanaged_bytes - self.charged_bytes(device)
+        return self._free[device]
 
     def free(self) -> dict[str, int]:
-        """`free_bytes` of every device, in one go."""
+        """`free_bytes` of every device."""
+        return dict(self._free)
+
+    @cached_property
+    def _free(self) -> Mapping[str, int]:
         free = {each.device: each.limit_bytes - each.unmanaged_bytes for each in self.accounts.values()}
         for charge in self.charges:
             if charge.device in free:
@@ -91,7 +115,21 @@ class Ledger:
         if demand.devices != "auto":
             wanted = (demand.devices,) if isinstance(demand.devices, str) else demand.devices
             return [account for account in online if account.device in wanted or account.kind in wanted]
-        for kind in ("cuda", "declared", "host"):
+        for kind in (CUDA, DECLARED, HOST):
             if any(account.kind == kind for account in self.accounts.values()):
                 return [account for account in online if account.kind == kind]
         return []
+
+
+def fit(demand: Demand, accounts: Iterable[Account], free: Mapping[str, int]) -> tuple[Placement, ...]:
+    """Where a demand goes if nobody has to leave: where it leaves the least. None at all when there is no room.
+
+    `free` is by device, as `Ledger.free` gives it.
+    """
+    left = sorted((free[each.device] - demand.bytes_on(each.kind), each.device) for each in accounts)
+    able = [(after, device) for after, device in left if after >= 0][: demand.shards]
+    if len(able) < demand.shards:
+        return ()
+    return tuple(
+        Placement(device=device, free_before_bytes=free[device], free_after_bytes=after) for after, device in able
+    )

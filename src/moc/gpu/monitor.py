@@ -1,12 +1,14 @@
 """The devices as they are now: read again and again, never waited for by anybody else."""
 
 import asyncio
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 
-from moc.gpu.device import Device, DeviceReading, DeviceState, DeviceStatus, in_order
+from moc.gpu.device import HOST, Device, DeviceReading, DeviceState, DeviceStatus, Fault, in_order
 from moc.gpu.ports import DeviceSource, HostSeat
 from moc.gpu.reader import Reader
 from moc.kernel.clock import Clock
@@ -17,15 +19,21 @@ from moc.kernel.records import ABSENT, Op, Store, Table
 log = structlog.get_logger(__name__)
 
 READ_TIMEOUT_S = 5.0
+GIVEN_UP_S = 30.0
+"""A device that is lost for so long is given up, and all on it ends. One that hangs for a moment costs nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceRecord:
-    """What is kept of a device: what it is, its state as last recorded, and whether an operator cordoned it."""
+    """What is kept of a device: what it is, its state as last recorded, and whether it was cordoned.
+
+    `fault` says which fault did that, and what to do; it is empty when an operator did.
+    """
 
     device: Device
     state: DeviceState
     cordoned: bool = False
+    fault: str = ""
     reason: str = ""
     changed_at: float = 0.0
 
@@ -40,21 +48,30 @@ class _Watched:
     problem: str = ""
     reason: str = ""
     told: str = ""
+    lost_at: float | None = None
+    faults: tuple[Fault, ...] = ()
+    heeded: int = 0
 
     @property
     def state(self) -> DeviceState:
         if self.reading is None:
             return DeviceState.LOST
-        return DeviceState.CORDONED if self.record.cordoned else DeviceState.ONLINE
+        unfit = self.record.cordoned or any(fault.critical for fault in self.unheeded)
+        return DeviceState.CORDONED if unfit else DeviceState.ONLINE
+
+    @property
+    def unheeded(self) -> list[Fault]:
+        """The faults that nothing followed from yet."""
+        return [fault for fault in self.faults if fault.number > self.heeded]
 
 
 class DeviceMonitor:
-    """Watches the devices of this host. Records: `devices/<id>`; events: `device.<state>` and `device.problem`.
+    """Watches the devices of this host. Records: `devices/<id>`; events: `device.<state>`, `.problem` and `.xid`.
 
     Each source is read every `poll_interval_s` in a thread of its own. One that does not answer within
     `read_timeout_s`, or fails, loses its devices until it answers again; nothing else waits for it. What
-    is seen counts at once; it is recorded as soon as the store takes it. `seat`, when given, fences what
-    is recorded.
+    is seen counts at once; it is recorded as soon as the store takes it. A critical fault cordons its device
+    until an operator lets it go on. `seat`, when given, fences what is recorded.
     """
 
     def __init__(
@@ -76,6 +93,7 @@ class DeviceMonitor:
         self._recorded: dict[str, tuple[DeviceRecord, int | None]] = {}
         self._watched: dict[str, _Watched] = {}
         self._failing: dict[str, str] = {}
+        self._doubted_at: dict[str, float] = {}
         self._writing = asyncio.Lock()
         self._polls: list[asyncio.Task[None]] = []
 
@@ -119,6 +137,15 @@ class DeviceMonitor:
         """The state of every device, by id."""
         return {key: each.state for key, each in self._watched.items()}
 
+    def given_up(self) -> dict[str, str]:
+        """The devices that have been lost for `GIVEN_UP_S`, by id, with what is wrong with them.
+
+        Main memory is never among them: it works for as long as anybody can ask.
+        """
+        before, watched = self._clock.monotonic() - GIVEN_UP_S, self._watched.items()
+        lost = {key: each for key, each in watched if each.lost_at is not None and each.lost_at <= before}
+        return {key: each.problem for key, each in lost.items() if each.record.device.kind != HOST}
+
     async def refresh(self, device_id: str | None = None) -> dict[str, DeviceReading]:
         """Read the source of one device, or all, after this call; returns `readings()` when that is done.
 
@@ -127,6 +154,27 @@ class DeviceMonitor:
         kind = None if device_id is None else self._find(device_id).record.device.kind
         await asyncio.gather(*(self._read(reader) for reader in self._readers if kind in (None, reader.kind)))
         return self.readings()
+
+    def doubt(self, device_id: str) -> None:
+        """Something was given back on a device: only a reading that begins from now on tells what is free."""
+        watched = self._watched.get(device_id)
+        if watched is not None:
+            self._doubted_at[watched.record.device.kind] = time.monotonic()
+
+    async def settle(self, max_age_s: float) -> None:
+        """Read again the devices that were doubted since they were read, and those read over `max_age_s` ago.
+
+        Those that cannot be read now are left to the next poll: nothing is put on them until then.
+        """
+        oldest = time.monotonic() - max_age_s
+        due = [
+            reader
+            for reader in self._readers
+            if reader.kind not in self._failing
+            and reader.read_at <= max(oldest, self._doubted_at.get(reader.kind, -math.inf))
+        ]
+        if due:
+            await asyncio.gather(*(self._read(reader) for reader in due))
 
     # what operators ask
 
@@ -145,9 +193,8 @@ class DeviceMonitor:
                 state = watched.state
                 if state is not DeviceState.LOST:
                     state = DeviceState.CORDONED if cordoned else DeviceState.ONLINE
-                await self._record(
-                    watched, replace(watched.record, state=state, cordoned=cordoned, reason=reason), actor=actor
-                )
+                record = replace(watched.record, state=state, cordoned=cordoned, fault="", reason=reason)
+                await self._record(watched, record, actor=actor)
         return self._status(watched)
 
     # reading
@@ -185,7 +232,11 @@ class DeviceMonitor:
             watched = self._watched.get(key) or self._new(reading.device)
             self._watched[key] = watched
             lost = reading.lost
-            watched.reading, watched.problem = None if lost else reading, reading.problem
+            watched.reading, watched.problem, watched.faults = (
+                None if lost else reading,
+                reading.problem,
+                reading.faults,
+            )
             watched.reason = "DriverLost" if lost else "Answered" if watched.record.changed_at else "Found"
             if not lost and watched.record.device != reading.device:
                 watched.record = replace(watched.record, device=reading.device)
@@ -202,9 +253,11 @@ class DeviceMonitor:
 
     async def _settle(self, kind: str) -> None:
         """Record what changed; what the store does not take now is tried again after the next reading."""
+        self._note_losses(kind)
         async with self._writing:
             for watched in self._of(kind):
                 try:
+                    await self._heed(watched)
                     if watched.state is not watched.record.state or not watched.record.changed_at:
                         await self._record(
                             watched, replace(watched.record, state=watched.state, reason=watched.reason), actor="system"
@@ -216,20 +269,51 @@ class DeviceMonitor:
                         "a device's state is not recorded yet", device=watched.record.device.id, error=str(error)
                     )
 
+    async def _heed(self, watched: _Watched) -> None:
+        """Tell of every fault once; the first critical one cordons the device."""
+        for fault in watched.unheeded:
+            record = watched.record
+            subject, data = record.device.id, {"problem": fault.problem}
+            if fault.advice:
+                data["advice"] = fault.advice
+            if fault.critical and not record.fault:
+                state = record.state if record.state is DeviceState.LOST else DeviceState.CORDONED
+                told = f"{fault.problem}; {fault.advice}"
+                record = replace(record, state=state, cordoned=True, fault=told, reason=fault.reason)
+                event = Event(kind="device.cordoned", subject=subject, reason=fault.reason, data=data)
+                await self._commit(watched, record, event)
+                log.warning("a device is cordoned", device=subject, problem=told)
+            else:
+                event = Event(kind="device.xid", subject=subject, reason=fault.reason, data=data)
+                await self._store.commit(self._fence(), [event])
+            watched.heeded = fault.number
+
+    def _note_losses(self, kind: str) -> None:
+        for watched in self._of(kind):
+            if watched.reading is not None:
+                watched.lost_at = None
+            elif watched.lost_at is None:
+                watched.lost_at = self._clock.monotonic()
+
     async def _record(self, watched: _Watched, record: DeviceRecord, *, actor: str) -> None:
-        record = replace(record, changed_at=self._clock.wall())
-        key = record.device.id
         event = Event(
             kind=f"device.{record.state}",
-            subject=key,
+            subject=record.device.id,
             reason=record.reason,
             actor=actor,
             data={"problem": watched.problem} if watched.problem else {},
         )
+        problem = watched.problem
+        await self._commit(watched, record, event)
+        watched.told = problem
+
+    async def _commit(self, watched: _Watched, record: DeviceRecord, event: Event) -> None:
+        record = replace(record, changed_at=self._clock.wall())
+        key = record.device.id
         put = self._table.put(key, record, expect=watched.revision)
         watched.revision = None  # until it is known whether this one was made
         watched.revision = await self._store.commit([*self._fence(), put], [event])
-        watched.record, watched.told = record, watched.problem
+        watched.record = record
         self._recorded[key] = (record, watched.revision)
 
     async def _tell(self, watched: _Watched) -> None:
@@ -256,6 +340,6 @@ class DeviceMonitor:
         return watched
 
     def _status(self, watched: _Watched) -> DeviceStatus:
-        return DeviceStatus(
-            device=watched.record.device, state=watched.state, reading=watched.reading, problem=watched.problem
-        )
+        record = watched.record
+        problem = "; ".join(each for each in (watched.problem, record.fault) if each)
+        return DeviceStatus(device=record.device, state=watched.state, reading=watched.reading, problem=problem)

@@ -1,7 +1,8 @@
 """The processes behind a lease: one that was named, and all it started."""
 
 import contextlib
-from collections.abc import Set
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 import psutil
 
@@ -26,15 +27,27 @@ def remembered(name: str) -> frozenset[Holder]:
     return frozenset() if found is None else frozenset({found})
 
 
-def living(tree: Set[Holder]) -> frozenset[Holder]:
-    """Those of a tree that still run, with all they started since; blocks for as long as the system takes."""
-    found = {member for member in tree if not _has_ended(member)}
-    for member in list(found):
-        with contextlib.suppress(psutil.Error, OSError):
-            for child in psutil.Process(member.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error, OSError):
-                    found.add(Holder.of(child.pid))
-    return frozenset(found)
+def survivors(trees: Mapping[str, Set[Holder]]) -> dict[str, frozenset[Holder]]:
+    """Those of each tree that still run, with all they started since; blocks for as long as the system takes."""
+    started: dict[int, list[int]] = defaultdict(list)
+    for process in psutil.process_iter(["ppid"]):
+        started[process.info["ppid"] or 0].append(process.pid)
+    return {name: frozenset(_living(tree, started)) for name, tree in trees.items()}
+
+
+def _living(tree: Set[Holder], started: Mapping[int, Sequence[int]]) -> Iterator[Holder]:
+    roots = [member for member in tree if not _has_ended(member)]
+    yield from roots
+    seen = {member.pid for member in roots}
+    parents = [member.pid for member in roots]
+    while parents:
+        for pid in started.get(parents.pop(), ()):
+            if pid in seen:
+                continue
+            seen.add(pid)
+            with contextlib.suppress(psutil.Error, OSError):
+                yield Holder.of(pid)
+                parents.append(pid)
 
 
 def _has_ended(process: Holder) -> bool:

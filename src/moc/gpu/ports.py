@@ -43,3 +43,7 @@ class Tenants(Protocol):
     async def evict(self, holder: str, *, reason: str, because: str) -> None:
         """Let its requests end, end its process, give its charge back; returns then. No error if it is gone."""
         ...
+
+    def lose(self, holder: str, *, because: str) -> None:
+        """Begin to end its process, whatever it does: its device is lost. Idempotent."""
+        ...

@@ -1,4 +1,4 @@
-"""Keeping devices below their threshold when what nobody declared grows."""
+"""Keeping devices below their threshold when what nobody declared grows, and models off those that are lost."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ log = structlog.get_logger(__name__)
 
 
 class Pressure:
-    """Looks every `interval_s` and has the broker unload models where a device is filled past `threshold_pct`."""
+    """Looks every `interval_s`; has the broker unload models where a device is lost, or filled past `threshold_pct`."""
 
     def __init__(self, broker: Broker, *, interval_s: float, threshold_pct: float) -> None:
         self._broker = broker
@@ -38,6 +38,7 @@ class Pressure:
         while True:
             await asyncio.sleep(self._interval_s)
             try:
+                self._broker.abandon()
                 await self._broker.relieve(self._threshold_pct)
             except MocError as error:
                 log.warning("a full device was not relieved", error=error.message)

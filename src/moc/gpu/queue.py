@@ -2,10 +2,14 @@
 
 import asyncio
 import itertools
-from bisect import bisect_left, insort
-from collections.abc import Iterator
+import math
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from heapq import heapify, heappop, heappush
 
+from moc.gpu.eviction import Obstacle
 from moc.gpu.lease import Lease, Standing
+from moc.gpu.ledger import Demand
 from moc.kernel.errors import QueueFull
 
 AGEING_S = 30.0
@@ -17,54 +21,139 @@ So a waiter is overtaken only by more urgent ones that come within `AGEING_S` a 
 
 _arrivals = itertools.count()
 
+_Rank = tuple[float, int]
+
 
 class Waiter:
     """One who waits, at most until `until` on the monotonic clock, None = not at all.
 
-    `device` and `reserved_bytes` are what others were preempted for it; `why` is what it waits for.
+    `device` and `reserved_bytes` are what others were preempted for it; `why` is what it waits for. `found_bytes`
+    is what it found free on each device when it last had to wait, `obstacles` what was in its way when that was last
+    looked at closely, at `tried_at`.
     """
 
-    __slots__ = ("answer", "device", "lease", "rank", "reserved_bytes", "until", "why")
+    __slots__ = (
+        "answer",
+        "device",
+        "found_bytes",
+        "lease",
+        "obstacles",
+        "rank",
+        "reserved_bytes",
+        "tried_at",
+        "until",
+        "why",
+    )
 
     def __init__(self, lease: Lease, *, asked_at: float, until: float | None) -> None:
         self.lease = lease
         self.until = until
         self.answer: asyncio.Future[Standing] = asyncio.get_running_loop().create_future()
-        self.rank = (asked_at + AGEING_S * lease.terms.priority, next(_arrivals))
+        self.rank: _Rank = (asked_at + AGEING_S * lease.terms.priority, next(_arrivals))
         self.device = ""
         self.reserved_bytes = 0
-        self.why = ""
+        self.found_bytes: dict[str, int] = {}
+        self.obstacles: tuple[Obstacle, ...] = ()
+        self.tried_at = asked_at
+        stand = "; ask for a longer wait to stand in line" if until is None else ""
+        self.why = f"others wait before it for {lease.terms.devices}{stand}"
+
+    @property
+    def line(self) -> str:
+        """Which devices it stands in line for."""
+        return self.device or self.lease.terms.devices
+
+    def demand(self, devices: str | tuple[str, ...]) -> Demand:
+        """What it asks of the books, on these devices."""
+        terms = self.lease.terms
+        return Demand(holder=f"lease:{self.lease.id}", bytes=terms.bytes, devices=devices, priority=terms.priority)
+
+    def found_less(self, devices: Iterable[str], free_bytes: Mapping[str, int]) -> bool:
+        """Whether on one of these devices more is free now than it found, or it has not looked there."""
+        return any(free_bytes[device] > self.found_bytes.get(device, -math.inf) for device in devices)
+
+    def refuse(self, error: Exception) -> None:
+        """It waits in vain; nothing happens if it waits no longer."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
 
 
 class WaitQueue:
-    """Waiters by rank: the more urgent, the further to the front, but time counts too."""
+    """Waiters by rank: the more urgent, the further to the front, but time counts too.
+
+    Those who want the same devices are one line. Where the first of a line has to wait all of it has to, so
+    ten thousand of them cost no more than one.
+    """
 
     def __init__(self, *, limit: int) -> None:
         self._limit = limit
-        self._ranked: list[tuple[tuple[float, int], Waiter]] = []
+        self._lines: dict[str, list[tuple[_Rank, Waiter]]] = {}
         self._by_id: dict[str, Waiter] = {}
 
     def __len__(self) -> int:
-        return len(self._ranked)
+        return len(self._by_id)
 
     def __iter__(self) -> Iterator[Waiter]:
-        """All there are now, the next one first; the queue may change meanwhile."""
-        return iter([waiter for _, waiter in self._ranked])
+        """All there are now, in no order."""
+        return iter([*self._by_id.values()])
 
     def add(self, waiter: Waiter) -> None:
         """Let it wait; QueueFull when too many do."""
-        if len(self._ranked) >= self._limit:
+        if len(self) >= self._limit:
             raise QueueFull(f"{self._limit} leases are waited for already; try again later")
-        insort(self._ranked, (waiter.rank, waiter), key=lambda each: each[0])
         self._by_id[waiter.lease.id] = waiter
+        self._insert(waiter)
 
     def find(self, lease_id: str) -> Waiter | None:
         """The one who waits for this lease."""
         return self._by_id.get(lease_id)
 
+    def position(self, waiter: Waiter, lines: Collection[str]) -> int:
+        """Its place among those who wait in these lines; 1 is the next."""
+        return 1 + sum(bisect_left(self._lines.get(name, []), waiter.rank, key=_rank) for name in lines)
+
+    def pin(self, waiter: Waiter, device: str) -> None:
+        """Let one who waits do so for this device only."""
+        self._take(waiter)
+        waiter.device = device
+        self._insert(waiter)
+
     def remove(self, waiter: Waiter) -> bool:
         """It waits no longer; False when it did not."""
         if self._by_id.pop(waiter.lease.id, None) is None:
             return False
-        del self._ranked[bisect_left(self._ranked, waiter.rank, key=lambda each: each[0])]
+        self._take(waiter)
         return True
+
+    def turns(self, closed: Container[str]) -> Iterator[Waiter]:
+        """Those who wait now, the next one first, but none whose line is `closed` when its turn comes.
+
+        The queue may change meanwhile; who came or moved since may be left out.
+        """
+        heads = [(line[0][0], name) for name, line in self._lines.items()]
+        heapify(heads)
+        while heads:
+            rank, name = heappop(heads)
+            line = self._lines.get(name, [])
+            place = bisect_left(line, rank, key=_rank)
+            if name in closed or place == len(line):
+                continue
+            found, waiter = line[place]
+            if found == rank:
+                yield waiter
+                place = bisect_right(line, rank, key=_rank)
+            if place < len(line):
+                heappush(heads, (line[place][0], name))
+
+    def _insert(self, waiter: Waiter) -> None:
+        insort(self._lines.setdefault(waiter.line, []), (waiter.rank, waiter), key=_rank)
+
+    def _take(self, waiter: Waiter) -> None:
+        line = self._lines[waiter.line]
+        del line[bisect_left(line, waiter.rank, key=_rank)]
+        if not line:
+            del self._lines[waiter.line]
+
+
+def _rank(place: tuple[_Rank, Waiter]) -> _Rank:
+    return place[0]

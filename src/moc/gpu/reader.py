@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import math
 import threading
+import time
 from queue import SimpleQueue
 
 from moc.gpu.device import DeviceReading
@@ -18,7 +20,8 @@ _Answer = asyncio.Future[_Outcome]
 class Reader:
     """Reads `source`, one read at a time; callers that wait for the same read share it.
 
-    A read that never ends is left behind with its thread, which keeps no process from exiting.
+    A read that never ends is left behind with its thread, which keeps no process from exiting. `read_at` is when
+    the last one that told something began, on `time.monotonic`.
     """
 
     def __init__(self, source: DeviceSource, *, timeout_s: float) -> None:
@@ -29,6 +32,7 @@ class Reader:
         self._asked: SimpleQueue[_Answer | None] = SimpleQueue()
         self._running: _Answer | None = None
         self._next: _Answer | None = None
+        self.read_at = -math.inf
 
     async def read(self) -> list[DeviceReading]:
         """What a read tells that begins after this call.
@@ -72,15 +76,18 @@ class Reader:
     def _work(self, asked: "SimpleQueue[_Answer | None]") -> None:
         while (answer := asked.get()) is not None:
             outcome: _Outcome
+            began = time.monotonic()
             try:
                 outcome = self._source.read()
             except Exception as error:  # told to whoever asked
                 outcome = error
             with contextlib.suppress(RuntimeError):  # the loop ended while the driver hung
-                answer.get_loop().call_soon_threadsafe(self._answered, answer, outcome)
+                answer.get_loop().call_soon_threadsafe(self._answered, answer, outcome, began)
         self._source.close()
 
-    def _answered(self, answer: _Answer, outcome: _Outcome) -> None:
+    def _answered(self, answer: _Answer, outcome: _Outcome, began: float) -> None:
+        if not isinstance(outcome, Exception):
+            self.read_at = began
         if not answer.done():
             answer.set_result(outcome)
         if self._running is answer:

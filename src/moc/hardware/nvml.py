@@ -4,13 +4,16 @@
 import contextlib
 import ctypes
 import importlib
+import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 import structlog
 
-from moc.gpu.device import Device, DeviceReading
+from moc.gpu.device import Device, DeviceReading, Fault
+from moc.hardware import xid
 from moc.hardware.namespaces import pids_here
 
 log = structlog.get_logger(__name__)
@@ -29,8 +32,8 @@ TEMPERATURE_GPU = 0
 EVENT_DOUBLE_BIT_ECC = 0x2
 EVENT_XID = 0x8
 EVENTS_MAX = 100
-PROGRAM_XIDS = frozenset({13, 31, 43, 45, 68, 109})
-"""XIDs that a faulty program causes; the device is none the worse."""
+WHOLE_CARD = 0xFFFFFFFF
+"""Instead of the number of an instance: the event is about the card."""
 
 
 class Memory(Protocol):
@@ -50,7 +53,6 @@ class Nvml(Protocol):
     def nvmlShutdown(self) -> None: ...
     def nvmlDeviceGetCount(self) -> int: ...
     def nvmlDeviceGetHandleByIndex(self, index: int) -> Handle: ...
-    def nvmlDeviceGetIndex(self, handle: Handle) -> int: ...
     def nvmlDeviceGetName(self, handle: Handle) -> str | bytes: ...
     def nvmlDeviceGetUUID(self, handle: Handle) -> str | bytes: ...
     def nvmlDeviceGetMemoryInfo(self, handle: Handle, version: int | None = None) -> Memory: ...
@@ -61,6 +63,7 @@ class Nvml(Protocol):
     def nvmlDeviceGetMigMode(self, handle: Handle) -> list[int]: ...
     def nvmlDeviceGetMaxMigDeviceCount(self, handle: Handle) -> int: ...
     def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: Handle, index: int) -> Handle: ...
+    def nvmlDeviceGetGpuInstanceId(self, handle: Handle) -> int: ...
     def nvmlDeviceGetSupportedEventTypes(self, handle: Handle) -> int: ...
     def nvmlEventSetCreate(self) -> Any: ...
     def nvmlEventSetFree(self, events: Any) -> None: ...
@@ -72,8 +75,8 @@ class NvmlDevices:
     """Every NVIDIA device as `cuda:0`, `cuda:1`, …; of one that is divided, its MIG instances `cuda:0/mig:0`, ….
 
     A machine without the driver, or without its library, has none. Capacity is without what the driver
-    keeps for itself. A hardware error the driver reported stays the device's `problem` until this is
-    closed. `proc` is where processes are looked up when the driver's numbers are not this host's.
+    keeps for itself. Errors the driver reports while it is open are a device's `faults`. `proc` is where
+    processes are looked up when the driver's numbers are not this host's.
     """
 
     kind = "cuda"
@@ -82,9 +85,10 @@ class NvmlDevices:
         self._given = library
         self._proc = proc
         self._open: Nvml | None = None
-        self._events: Any = None
-        self._seen: dict[int, Device] = {}
-        self._problems: dict[int, str] = {}
+        self._events: dict[int, Any] = {}
+        self._seen: dict[int, list[Device]] = {}
+        self._faults: dict[int, dict[tuple[int, int], Fault]] = defaultdict(dict)
+        self._numbers = itertools.count(1)
 
     def read(self) -> list[DeviceReading]:
         """See `DeviceSource.read`; the driver is opened by the first read, and again after it failed."""
@@ -93,7 +97,8 @@ class NvmlDevices:
             return []
         try:
             count = nvml.nvmlDeviceGetCount()
-            self._hear(nvml)
+            for index, events in self._events.items():
+                self._hear(nvml, index, events)
             return [reading for index in range(count) for reading in self._card(nvml, index)]
         except nvml.NVMLError:
             self.close()
@@ -102,13 +107,12 @@ class NvmlDevices:
     def close(self) -> None:
         """Close the driver; errors of that are nobody's concern."""
         nvml, self._open = self._open, None
-        events, self._events = self._events, None
-        self._problems.clear()
+        events, self._events = self._events, {}
         if nvml is None:
             return
-        if events is not None:
+        for each in events.values():
             with contextlib.suppress(nvml.NVMLError):
-                nvml.nvmlEventSetFree(events)
+                nvml.nvmlEventSetFree(each)
         with contextlib.suppress(nvml.NVMLError):
             nvml.nvmlShutdown()
 
@@ -123,7 +127,11 @@ class NvmlDevices:
                 return None
             raise
         self._open = nvml
-        self._events = self._subscribe(nvml)
+        try:
+            self._events = dict(self._subscribe(nvml))
+        except nvml.NVMLError:
+            self.close()
+            raise
         return nvml
 
     # cards
@@ -133,15 +141,18 @@ class NvmlDevices:
         try:
             card = nvml.nvmlDeviceGetHandleByIndex(index)
             if (_optional(nvml, lambda: nvml.nvmlDeviceGetMigMode(card)) or [0])[0]:
-                yield from list(self._instances(nvml, index, card))
-                return
-            device, used = self._memory(nvml, f"cuda:{index}", card)
-            self._seen[index] = device
-            yield self._reading(nvml, index, card, card, device, used)
+                readings = list(self._instances(nvml, index, card))
+            else:
+                device, used = self._memory(nvml, f"cuda:{index}", card)
+                readings = [self._reading(nvml, card, card, device, used, self._faults_of(index))]
         except nvml.NVMLError as error:
             unknown = Device(id=f"cuda:{index}", kind=self.kind, name="unknown", capacity_bytes=0)
-            problem = self._problems.get(index) or f"the driver says: {error}"
-            yield DeviceReading(device=self._seen.get(index, unknown), used_bytes=0, problem=problem, lost=True)
+            problem, faults = f"the driver says: {error}", self._faults_of(index)
+            for device in self._seen.get(index, [unknown]):
+                yield DeviceReading(device=device, used_bytes=0, problem=problem, faults=faults, lost=True)
+        else:
+            self._seen[index] = [reading.device for reading in readings]
+            yield from readings
 
     def _instances(self, nvml: Nvml, index: int, card: Handle) -> Iterator[DeviceReading]:
         for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(card)):
@@ -152,7 +163,9 @@ class NvmlDevices:
                     continue
                 raise
             device, used = self._memory(nvml, f"cuda:{index}/mig:{number}", instance)
-            yield self._reading(nvml, index, card, instance, device, used)
+            own = _optional(nvml, lambda of=instance: nvml.nvmlDeviceGetGpuInstanceId(of))  # type: ignore[misc]
+            faults = self._faults_of(index, WHOLE_CARD if own is None else own)
+            yield self._reading(nvml, card, instance, device, used, faults)
 
     def _memory(self, nvml: Nvml, device_id: str, handle: Handle) -> tuple[Device, int]:
         """The device, and the bytes in use on it as the driver claims."""
@@ -174,20 +187,19 @@ class NvmlDevices:
         return device, memory.used
 
     def _reading(
-        self, nvml: Nvml, index: int, card: Handle, handle: Handle, device: Device, used: int
+        self, nvml: Nvml, card: Handle, handle: Handle, device: Device, used: int, faults: tuple[Fault, ...]
     ) -> DeviceReading:
         utilization = _optional(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
         believed = max(0, min(used, device.capacity_bytes))
-        problem = self._problems.get(index, "")
-        if believed != used and not problem:
-            problem = f"the driver claims that {used} of {device.capacity_bytes} bytes are in use"
+        lie = f"the driver claims that {used} of {device.capacity_bytes} bytes are in use"
         return DeviceReading(
             device=device,
             used_bytes=believed,
             processes=self._processes(nvml, handle),
             temperature_c=_optional(nvml, lambda: float(nvml.nvmlDeviceGetTemperature(card, TEMPERATURE_GPU))),
             utilization_ratio=None if utilization is None else min(1.0, utilization / 100),
-            problem=problem,
+            problem="" if believed == used else lie,
+            faults=faults,
         )
 
     def _processes(self, nvml: Nvml, handle: Handle) -> dict[int, int]:
@@ -205,41 +217,58 @@ class NvmlDevices:
             processes[here.get(pid, pid)] = processes.get(here.get(pid, pid), 0) + size
         return processes
 
-    # errors the hardware reports
+    # errors the driver reports
 
-    def _subscribe(self, nvml: Nvml) -> Any:
-        """A set of the error events of every card; None where the driver has no such thing."""
-        try:
-            count = nvml.nvmlDeviceGetCount()
-            events = nvml.nvmlEventSetCreate()
-        except nvml.NVMLError:
-            return None
-        for index in range(count):
+    def _subscribe(self, nvml: Nvml) -> Iterator[tuple[int, Any]]:
+        """For each card that tells of its errors, by index, what they are heard at.
+
+        Each has its own, because one that is lost cannot be asked any more which one an error was about.
+        """
+        for index in range(nvml.nvmlDeviceGetCount()):
             try:
                 card = nvml.nvmlDeviceGetHandleByIndex(index)
                 wanted = nvml.nvmlDeviceGetSupportedEventTypes(card) & (EVENT_XID | EVENT_DOUBLE_BIT_ECC)
-                if wanted:
+                if not wanted:
+                    continue
+                events = nvml.nvmlEventSetCreate()
+                try:
                     nvml.nvmlDeviceRegisterEvents(card, wanted, events)
+                except nvml.NVMLError:
+                    nvml.nvmlEventSetFree(events)
+                    raise
             except nvml.NVMLError as error:
                 log.debug("a device does not tell of its errors", device=f"cuda:{index}", error=str(error))
-        return events
+            else:
+                yield index, events
 
-    def _hear(self, nvml: Nvml) -> None:
-        """Take what the event set holds, without waiting."""
-        if self._events is None:
-            return
+    def _hear(self, nvml: Nvml, index: int, events: Any) -> None:
+        """Take what was reported of a card, without waiting; of each kind of error the latest is kept."""
         for _ in range(EVENTS_MAX):
             try:
-                event = nvml.nvmlEventSetWait(self._events, 0)
-                index = nvml.nvmlDeviceGetIndex(event.device)
+                event = nvml.nvmlEventSetWait(events, 0)
             except nvml.NVMLError as error:
                 if _code(error) != TIMEOUT:
-                    log.debug("the error events of the NVIDIA driver end", error=str(error))
+                    log.debug("the errors of a device are not heard", device=f"cuda:{index}", error=str(error))
                 return
-            if event.eventType == EVENT_DOUBLE_BIT_ECC:
-                self._problems[index] = "double-bit ECC error; the device needs a reset"
-            elif event.eventType == EVENT_XID and event.eventData not in PROGRAM_XIDS:
-                self._problems[index] = f"XID {event.eventData} reported by the driver; see its catalogue of XID errors"
+            code = xid.DOUBLE_BIT if event.eventType == EVENT_DOUBLE_BIT_ECC else event.eventData
+            faults, key = self._faults[index], (event.gpuInstanceId, code)
+            faults.pop(key, None)  # one that is reported again is the latest
+            faults[key] = self._fault(code)
+
+    def _fault(self, code: int) -> Fault:
+        problem, advice = xid.CRITICAL.get(code) or (xid.PROGRAMS.get(code, "see the driver's catalogue of XIDs"), "")
+        return Fault(
+            number=next(self._numbers),
+            reason=f"Xid{code}",
+            problem=f"XID {code}: {problem}",
+            advice=advice,
+            critical=code in xid.CRITICAL,
+        )
+
+    def _faults_of(self, index: int, instance: int = WHOLE_CARD) -> tuple[Fault, ...]:
+        """Those of a card; of one of its instances those that are about it or the whole card."""
+        faults, about = self._faults[index].items(), (instance, WHOLE_CARD)
+        return tuple(fault for (place, _), fault in faults if instance == WHOLE_CARD or place in about)
 
 
 def _library() -> Nvml | None:

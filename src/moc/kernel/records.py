@@ -173,6 +173,10 @@ class Table(Generic[T]):
         cut = len(self.prefix)
         return [(r.key[cut:], self._decoder.decode(r.value), r.revision) for r in records]
 
+    def decode(self, record: Record) -> T:
+        """What a record of this table says, such as one that a watcher was told of."""
+        return self._decoder.decode(record.value)
+
     def put(self, key: str, noun: T, *, expect: int | None) -> Put:
         """The operation that writes `noun` at `key`."""
         return Put(self.prefix + key, self._encoder.encode(noun), expect)

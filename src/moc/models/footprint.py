@@ -17,9 +17,11 @@ from moc.models.headers.gguf import Gguf, GgufTensor, Value, read_gguf
 from moc.models.headers.onnx import read_onnx
 from moc.models.headers.reader import BadHeader
 from moc.models.headers.safetensors import read_safetensors
+from moc.models.headers.transformers import TransformersConfig
 
 MIB = 2**20
-ENGINE_BYTES = {"llama_cpp": 36 * MIB, "onnx": 80 * MIB, "python": 33 * MIB, "transformers": 400 * MIB}
+ENGINE = "engine"
+ENGINE_BYTES = {"llama_cpp": 36 * MIB, "onnx": 80 * MIB, "python": 33 * MIB, "transformers": 380 * MIB}
 """A worker with its engine and no model."""
 
 CUDA_CONTEXT_BYTES = 600 * MIB
@@ -53,7 +55,7 @@ _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes a loaded model needs on its device, `parts` of which it is made, and `how` that is known.
+    """Bytes a loaded model needs on its device, or on each of several, `parts` they are made of, `how` that is known.
 
     `how` is `declared` (the operator's word), `learned` (measured before), `estimated` (from the file's header) or
     `file size` (when the header says nothing: then `why` tells the reason).
@@ -63,6 +65,11 @@ class Footprint:
     parts: dict[str, int] = field(default_factory=dict)
     how: str = "estimated"
     why: str = ""
+
+    def in_shards(self, shards: int) -> "Footprint":
+        """What each of so many devices needs of this: the whole engine, and its share of the rest."""
+        parts = {name: size if name == ENGINE else -(-size // shards) for name, size in self.parts.items()}
+        return self if shards == 1 else replace(self, bytes=sum(parts.values()), parts=parts)
 
 
 def estimate(path: Path, runtime: str, options: Mapping[str, Any], *, device_kind: str = "host") -> Footprint:
@@ -90,7 +97,7 @@ def _whole(parts: dict[str, int], runtime: str, device_kind: str) -> Footprint:
         parts = {name: size for name, size in parts.items() if name not in ("repacked", "vocabulary", "slots")}
     else:
         base = ENGINE_BYTES.get(runtime, ENGINE_BYTES["python"])
-    parts = {name: min(size, PART_BYTES_MAX) for name, size in parts.items()} | {"engine": base}
+    parts = {name: min(size, PART_BYTES_MAX) for name, size in parts.items()} | {ENGINE: base}
     return Footprint(sum(parts.values()), parts)
 
 
@@ -134,17 +141,32 @@ def _onnx(path: Path, options: Mapping[str, Any]) -> dict[str, int] | None:
 
 
 def _transformers(path: Path, options: Mapping[str, Any]) -> dict[str, int] | None:
-    """Weights as stored, or as they will be when option `dtype` casts them."""
+    """Weights as stored, or as they will be when option `dtype` casts them; a cache and activations for the context."""
     files = _files(path, ".safetensors")
     shards = [file for file in files if file.name.startswith("model")] or files
     if not shards:
         return None
     cast = CAST_BYTES.get(str(options.get("dtype", "")).removeprefix("torch."))
-    weights = 0
+    held: dict[str, int] = {}
     for file in shards:
         for dtype, size in read_safetensors(file).items():
-            weights += size if cast is None or dtype not in FLOATS else size * cast // DTYPE_BYTES[dtype]
-    return {"weights": weights}
+            held[dtype] = held.get(dtype, 0) + size
+    weights = sum(
+        size if cast is None or dtype not in FLOATS else size * cast // DTYPE_BYTES[dtype]
+        for dtype, size in held.items()
+    )
+    element = cast or DTYPE_BYTES.get(max(held, key=lambda dtype: held[dtype], default=""), 4)
+    config = TransformersConfig(path)
+    slots = _integer(options, "slots", 2, low=1, high=256)
+    tokens = _integer(options, "context", 4096, low=64, high=2**24) // slots
+    generates = options.get("task") in ("chat", "completion") or (options.get("task") is None and config.is_causal)
+    if generates:  # an encoder reads several short texts at once instead
+        tokens = min(tokens, config.positions or tokens)
+    return {
+        "weights": weights,
+        "cache": slots * tokens * config.cache_elements_per_token * element if generates else 0,
+        "compute": slots * tokens * (8 * config.feed_forward + 12 * config.width) * element,
+    }
 
 
 # llama.cpp

@@ -16,6 +16,7 @@ from moc.kernel.errors import Conflict
 from moc.kernel.records import ABSENT, Store, Table
 from moc.models.footprint import Footprint, estimate
 from moc.models.model import Artifact, ModelVersion
+from moc.models.ports import Holding
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -37,7 +38,7 @@ WORKERS_REMEMBERED = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """The most one worker was measured to hold. `used`: requests ran in it, so its buffers were filled."""
+    """The most one worker was measured to hold on a device. `used`: requests ran in it, so its buffers were filled."""
 
     worker_id: str
     peak_bytes: int
@@ -61,17 +62,20 @@ class Learned:
 
 
 class Footprints:
-    """What a version needs: the operator's word, else what was measured, else an estimate from its files."""
+    """What a version needs: the operator's word, else what was measured, else an estimate from its files.
+
+    All is on one device, of several on each: the operator's word and an estimate are for the whole, and shared.
+    """
 
     def __init__(self, *, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
         self._table: Table[Learned] = Table(store, "footprints/", Learned)
         self._estimates: dict[tuple[str, str], Footprint] = {}
-        self._told: dict[str, Load] = {}
+        self._told: dict[tuple[str, str], Load] = {}
 
-    async def expected(self, version: ModelVersion, artifact: Artifact, *, device_kind: str = "host") -> Footprint:
-        """What to set aside for `version` before it is loaded from `artifact`.
+    async def expected(self, version: ModelVersion, artifact: Artifact, *, device_kind: str) -> Footprint:
+        """What to set aside for `version` on a device of that kind before it is loaded from `artifact`.
 
         A model that was loaded but never used has not filled its buffers: until it has, the estimate holds where
         it is higher. Files that are gone or are not what they should be are no error here.
@@ -80,8 +84,7 @@ class Footprints:
         if declared is not None:
             return declared
         key = _key(version, device_kind)
-        found = await self._table.find(key)
-        loads = found[0].loads if found is not None else ()
+        loads = await self._loads(key)
         measured = max((load.peak_bytes for load in loads), default=0)
         learned = Footprint(
             round(measured * (1 + MARGIN)), {"measured": measured, "margin": round(measured * MARGIN)}, "learned"
@@ -91,26 +94,33 @@ class Footprints:
         estimated = await self._estimate(key, version, artifact, device_kind)
         return max(learned, estimated, key=lambda footprint: footprint.bytes)
 
-    async def known(self, version: ModelVersion) -> Footprint | None:
+    async def known(self, version: ModelVersion, *, device_kind: str) -> Footprint | None:
         """What `version` is expected to need, None as long as it was not pulled and nobody declared it."""
-        artifact = version.artifact
-        return _declared(version) if artifact is None else await self.expected(version, artifact)
+        if version.artifact is None:
+            return _declared(version)
+        return await self.expected(version, version.artifact, device_kind=device_kind)
 
-    async def learn(
-        self, version: ModelVersion, worker_id: str, measured_bytes: int, *, used: bool, device_kind: str = "host"
-    ) -> None:
+    async def beside(self, version: ModelVersion, *, device_kind: str) -> int | None:
+        """The most main memory `version` was measured to take beside its devices, None if it never was."""
+        return max((load.peak_bytes for load in await self._loads(_key(version, _beside(device_kind)))), default=None)
+
+    async def learn(self, version: ModelVersion, worker_id: str, holding: Holding, *, used: bool) -> None:
         """Remember what a worker holds now, durably if it is news; 0 means unknown. Call it as often as you like.
 
         A MocError of the store may be ignored: what was not written is news again the next time.
         """
-        told = self._told.get(worker_id)
-        known = told is not None and measured_bytes <= told.peak_bytes * (1 + NEWS) and used <= told.used
-        if measured_bytes <= 0 or known:
-            return
-        load = Load(worker_id=worker_id, peak_bytes=measured_bytes, used=used)
-        await self._add(_key(version, device_kind), load)
-        self._told[worker_id] = load
+        for kind, size in ((holding.kind, holding.bytes), (_beside(holding.kind), holding.beside_bytes)):
+            told = self._told.get((worker_id, kind))
+            known = told is not None and size <= told.peak_bytes * (1 + NEWS) and used <= told.used
+            if size > 0 and not known:
+                load = Load(worker_id=worker_id, peak_bytes=size, used=used)
+                await self._add(_key(version, kind), load)
+                self._told[worker_id, kind] = load
         _forget_oldest(self._told, WORKERS_REMEMBERED)
+
+    async def _loads(self, key: str) -> tuple[Load, ...]:
+        found = await self._table.find(key)
+        return () if found is None else found[0].loads
 
     async def _add(self, key: str, load: Load) -> None:
         for attempt in range(ATTEMPTS):
@@ -130,6 +140,7 @@ class Footprints:
         if cached is None:
             spec, path = version.spec, Path(artifact.path)
             cached = await asyncio.to_thread(estimate, path, spec.runtime, spec.options, device_kind=device_kind)
+            cached = cached.in_shards(spec.shards)
             self._estimates[key, artifact.path] = cached
             _forget_oldest(self._estimates, ESTIMATES_KEPT)
         return cached
@@ -137,12 +148,18 @@ class Footprints:
 
 def _declared(version: ModelVersion) -> Footprint | None:
     declared = version.spec.memory_bytes
-    return None if declared is None else Footprint(declared, {"declared": declared}, "declared")
+    if declared is None:
+        return None
+    return Footprint(declared, {"declared": declared}, "declared").in_shards(version.spec.shards)
 
 
 def _key(version: ModelVersion, device_kind: str) -> str:
-    identity = [version.digest, version.spec.runtime, version.spec.options, device_kind]
+    identity = [version.digest, version.spec.runtime, version.spec.options, device_kind, version.spec.shards]
     return hashlib.sha256(msgspec.json.encode(identity, order="deterministic")).hexdigest()
+
+
+def _beside(device_kind: str) -> str:
+    return f"main memory beside {device_kind}"
 
 
 def _forget_oldest(kept: dict[K, V], limit: int) -> None:

@@ -6,7 +6,7 @@ it cannot be overtaken by an unload in between.
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -43,6 +43,7 @@ class ModelManager:
         footprints: Footprints,
         memory: Memory,
         limits: Limits,
+        on_loaded: Callable[[str, float], None],
     ) -> None:
         self._catalogue = catalogue
         self._workers = workers
@@ -50,6 +51,7 @@ class ModelManager:
         self._footprints = footprints
         self._memory = memory
         self._limits = limits
+        self._on_loaded = on_loaded
         self._slots: dict[tuple[str, int], Slot] = {}
         self._found: dict[str, Resident] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -98,7 +100,7 @@ class ModelManager:
                 await self._catalogue.move(entry, State.REGISTERED, reason="CoordinatorRestarted")
                 await self._catalogue.move(entry, State.LOADING, reason="Adopted")
             await self._catalogue.move(entry, State.READY, reason="Adopted", worker_id=worker.id, info=worker.info)
-        self._memory.adopt(worker)
+        self._memory.adopt(entry.version, worker)
         self._publish(slot, worker)
 
     async def _settle(self, entry: Entry) -> None:
@@ -142,7 +144,15 @@ class ModelManager:
     async def evict(self, reference: str, *, reason: str, message: str) -> None:
         """Unload a version so that another fits; no error when it is not loaded."""
         slot = self._slot(self._catalogue.entry(reference))
-        await self._unload(slot, reason=reason, actor="system", patience_s=None, message=message)
+        await self._unload_in_full(slot, reason=reason, actor="system", patience_s=None, message=message)
+
+    def lose(self, reference: str, *, why: str) -> None:
+        """Begin to end a version's worker, whatever it does; the next request loads it where it can be. Idempotent."""
+        slot = self._slot(self._catalogue.entry(reference))
+        if slot.resident is not None:
+            worker_id = slot.resident.worker_id
+            self._withdraw(slot)
+            self._spawn(self._end_lost(slot, worker_id, why))
 
     # what operators ask
 
@@ -193,7 +203,7 @@ class ModelManager:
         if slot.loading is not None:
             slot.loading.cancel()
             await asyncio.wait([slot.loading], timeout=deadline.remaining_s())
-        await self._unload(slot, reason=reason, actor=actor, patience_s=deadline.remaining_s())
+        await self._unload_in_full(slot, reason=reason, actor=actor, patience_s=deadline.remaining_s())
         return slot.entry
 
     async def remove(self, reference: str, *, actor: str) -> None:
@@ -260,7 +270,6 @@ class ModelManager:
             if slot.resident is not None:
                 return slot.resident
             entry = slot.entry
-            started = time.monotonic()
             if entry.status.state is not State.LOADING:
                 await self._catalogue.move(entry, State.LOADING, reason=reason, actor=actor)
             try:
@@ -274,29 +283,29 @@ class ModelManager:
                 raise
             except Exception as error:
                 raise await self._failed(slot, error) from None
+            load_s = round(time.monotonic() - slot.launched_at, 3)
             await self._catalogue.move(
-                entry,
-                State.READY,
-                reason=reason,
-                actor=actor,
-                worker_id=worker.id,
-                load_s=round(time.monotonic() - started, 3),
-                info=worker.info,
+                entry, State.READY, reason=reason, actor=actor, worker_id=worker.id, load_s=load_s, info=worker.info
             )
+            self._on_loaded(slot.reference, load_s)
             return self._publish(slot, worker)
 
     async def _launch(self, slot: Slot, artifact: Artifact) -> Worker:
         version = slot.entry.version
-        expected = await self._footprints.expected(version, artifact)
-        grant = await self._memory.reserve(version, expected.bytes, Deadline.after(self._limits.memory_wait_s))
-        slot.evicted = grant.evicted
+        needs = {
+            kind: (await self._footprints.expected(version, artifact, device_kind=kind)).bytes
+            for kind in self._memory.kinds(version)
+        }
+        grant = await self._memory.reserve(version, needs, Deadline.after(self._limits.memory_wait_s))
+        slot.evicted, slot.launched_at = grant.evicted, time.monotonic()
         launch = Launch(
             model=version.reference,
             digest=version.digest,
             runtime=version.spec.runtime,
             path=artifact.path,
             options=version.spec.options,
-            device=grant.device,
+            devices=grant.devices,
+            gpus=grant.gpus,
             bytes=grant.bytes,
         )
         return await self._workers.start_worker(launch, NEVER)
@@ -372,6 +381,10 @@ class ModelManager:
 
     # unloading, and being bereaved
 
+    async def _unload_in_full(self, slot: Slot, **how: Any) -> None:
+        """Once begun it is done, though the caller is cancelled meanwhile."""
+        await asyncio.shield(self._spawn(self._unload(slot, **how)))
+
     async def _unload(
         self, slot: Slot, *, reason: str, actor: str, patience_s: float | None, message: str = ""
     ) -> None:
@@ -413,6 +426,15 @@ class ModelManager:
             await self._catalogue.move(slot.entry, State.LOADING, reason="WorkerLost", message=message, worker_id="")
         self._load_in_background(slot, "WorkerLost", after_s=slot.restart_pause_s)
 
+    async def _end_lost(self, slot: Slot, worker_id: str, why: str) -> None:
+        async with slot.lock:
+            await self._workers.stop_worker(worker_id, reason="DeviceLost")
+            self._memory.release(slot.reference)
+            message = f"{slot.reference} was ended: {why}; the next request loads it again where it can be"
+            await self._catalogue.move(
+                slot.entry, State.FAILED, reason=FailReason.RUNTIME_UNHEALTHY, message=message, worker_id=""
+            )
+
     async def _sweep(self) -> None:
         """Unload what has been idle for its ttl; learn what those that are loaded take."""
         while True:
@@ -427,10 +449,13 @@ class ModelManager:
 
     async def _learn(self, slot: Slot, resident: Resident) -> None:
         """Tell how much it was last measured to hold; the store may be away, loading and unloading go on."""
-        measured, used = self._workers.memory_bytes(resident.worker_id), resident.in_use_s() > MEASURED_WITHIN_S
-        self._memory.observe(resident.reference, measured)
+        worker_id, used = resident.worker_id, resident.in_use_s() > MEASURED_WITHIN_S
+        size, pids = self._workers.memory_bytes(worker_id), self._workers.pids(worker_id)
+        holding = self._memory.measure(resident.reference, size, pids)
+        if holding is None:
+            return
         try:
-            await self._footprints.learn(slot.entry.version, resident.worker_id, measured, used=used)
+            await self._footprints.learn(slot.entry.version, worker_id, holding, used=used)
         except MocError as error:
             log.warning("a footprint was not recorded", model=resident.reference, error=error.message)
 

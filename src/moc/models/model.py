@@ -12,7 +12,9 @@ import msgspec
 from moc.kernel.errors import InvalidRequest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-RUNTIMES = ("llama_cpp", "onnx", "python")
+RUNTIMES = ("llama_cpp", "onnx", "python", "transformers")
+SHARDED = ("llama_cpp", "python")
+"""Those that can spread a model over several devices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +24,9 @@ class ModelSpec:
     `source` says where the artifact comes from (`file:`, `pypi:`, `https:`, `hf:`); `options` belong to
     the runtime; `ttl_s` unloads after that idle time (0 = never); `pin` keeps it loaded whatever its
     idle time; `preload` loads it at start; `memory_bytes` is the declared need; `priority` 1 (highest) to 10;
-    `max_concurrent` requests run at once (never more than the engine takes), `max_queue` wait.
+    `max_concurrent` requests run at once (never more than the engine takes), `max_queue` wait. It is spread over
+    `shards` devices; never loaded beside another of its `group` (empty = none); and not unloaded for another
+    within `min_residency_s` of its loading (None = as the coordinator does for all).
     """
 
     runtime: str
@@ -37,6 +41,9 @@ class ModelSpec:
     priority: int = 5
     max_concurrent: int = 64
     max_queue: int = 256
+    shards: int = 1
+    group: str = ""
+    min_residency_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

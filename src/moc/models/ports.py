@@ -1,6 +1,6 @@
 """What models need from others: processes that hold them, and files to load."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,14 +13,16 @@ from moc.resilience.deadline import Deadline
 class Launch:
     """What a worker is started with. `model` is `name@version`, `path` the artifact on this host.
 
-    `device` and `bytes` are the memory it was charged.
+    It was charged `bytes` on each of `devices`. `gpus` is what CUDA calls those of them that are GPUs: the only
+    ones the worker sees.
     """
 
     model: str
     digest: str
     runtime: str
     path: str
-    device: str = ""
+    devices: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()
     bytes: int = 0
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -32,7 +34,7 @@ class Worker:
     `process_started_at` (with `pid`) names the process beyond doubt, as psutil's create_time gives it;
     `folder` is its private folder (0700) with `socket` in it; `term` is that of the host seat it was last
     claimed with; `adopted` is true when a later coordinator than the one that started it holds it;
-    `info` is what its engine said when it was ready; `device` and `bytes` are the memory it was charged.
+    `info` is what its engine said when it was ready; it was charged `bytes` on each of `devices`.
     """
 
     id: str
@@ -47,7 +49,7 @@ class Worker:
     state: str
     term: int
     started_at: float
-    device: str = ""
+    devices: tuple[str, ...] = ()
     bytes: int = 0
     adopted: bool = False
     info: dict[str, Any] = field(default_factory=dict)
@@ -90,6 +92,10 @@ class Workers(Protocol):
         """Resident memory of the worker's process tree, as last measured; 0 when unknown."""
         ...
 
+    def pids(self, worker_id: str) -> frozenset[int]:
+        """The worker's process tree, as last measured; empty when unknown."""
+        ...
+
 
 class HostSeat(Protocol):
     """The right to change what runs on this host."""
@@ -104,29 +110,53 @@ class HostSeat(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """Device memory that was charged to a model, and the models (`name@version`) that were unloaded for it."""
+    """Device memory that was charged to a model: `bytes` on each of `devices`.
 
-    device: str
+    `gpus` is what CUDA calls those of them that are GPUs; `evicted` the models (`name@version`) that were unloaded.
+    """
+
+    devices: tuple[str, ...]
     bytes: int
+    gpus: tuple[str, ...] = ()
     evicted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """What a loaded version was measured to hold: `bytes` on each of its devices, which are of kind `kind`.
+
+    Of several devices the fullest counts. `beside_bytes` is what one on a GPU takes of main memory beside that.
+    """
+
+    kind: str
+    bytes: int
+    beside_bytes: int = 0
 
 
 class Memory(Protocol):
     """Who keeps the books of device memory."""
 
-    async def reserve(self, version: ModelVersion, needed_bytes: int, deadline: Deadline) -> Grant:
+    def kinds(self, version: ModelVersion) -> Sequence[str]:
+        """The kinds of devices a version may be put on, the likeliest first; never empty."""
+        ...
+
+    async def reserve(self, version: ModelVersion, needs: Mapping[str, int], deadline: Deadline) -> Grant:
         """Charge what a version needs before it is loaded, unloading others if that takes it.
 
-        NoCapacity when it does not fit by the deadline; those unloaded in vain are in its details, as `evicted`.
+        `needs` is bytes on each of its devices by their kind, for all of `kinds`. NoCapacity when it does not fit
+        by the deadline; those unloaded in vain are in its details, as `evicted`.
         """
         ...
 
-    def adopt(self, worker: Worker) -> None:
-        """Charge what a worker holds already."""
+    def adopt(self, version: ModelVersion, worker: Worker) -> None:
+        """Charge what the worker of a version holds already."""
         ...
 
-    def observe(self, reference: str, measured_bytes: int) -> None:
-        """A loaded version was measured to hold so much."""
+    def measure(self, reference: str, resident_bytes: int, pids: Collection[int]) -> Holding | None:
+        """What a loaded version holds now, its process tree being `pids` with so much of main memory; None if unknown.
+
+        What is more than it was charged is charged from now on.
+        """
         ...
 
     def release(self, reference: str) -> None:

@@ -34,7 +34,10 @@ class Limits:
 
 @dataclass(slots=True)
 class Slot:
-    """`lock` serialises loading and unloading; `resident` is what requests find; `evicted` who made room for it."""
+    """`lock` serialises loading and unloading; `resident` is what requests find; `evicted` who made room for it.
+
+    `launched_at` is when it had its memory and its worker began to start.
+    """
 
     entry: Entry
     limits: Limits
@@ -43,6 +46,7 @@ class Slot:
     loading: "asyncio.Task[Resident] | None" = None
     waiting: int = 0
     evicted: tuple[str, ...] = ()
+    launched_at: float = 0.0
     failures: int = 0
     failed_at: float = 0.0
     failure: LoadFailed | None = None

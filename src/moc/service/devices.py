@@ -8,7 +8,7 @@ from moc.gpu.device import DeviceStatus, in_order
 from moc.gpu.monitor import DeviceMonitor
 from moc.security.identity import Identity
 from moc.security.policy import Operation
-from moc.service.guard import require
+from moc.service.guard import Journal, audited, require
 from moc.service.views import ChargeView, DeviceView, Page
 
 Wish = Literal["cordoned", "online"]
@@ -17,7 +17,8 @@ Wish = Literal["cordoned", "online"]
 class DevicesService:
     """The devices of this host, with who holds what of them."""
 
-    def __init__(self, *, monitor: DeviceMonitor, broker: Broker) -> None:
+    def __init__(self, *, monitor: DeviceMonitor, broker: Broker, journal: Journal) -> None:
+        self.journal = journal
         self._monitor = monitor
         self._broker = broker
 
@@ -32,6 +33,7 @@ class DevicesService:
         require(identity, Operation.READ_DEVICES)
         return self._view(self._monitor.status(device_id))
 
+    @audited("devices.change")
     async def set_state(self, identity: Identity, device_id: str, wish: Wish) -> DeviceView:
         """Cordon a device, or let it take holders again; idempotent. One that is lost stays lost until it answers."""
         require(identity, Operation.CHANGE_DEVICES)

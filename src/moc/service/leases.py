@@ -39,6 +39,10 @@ class LeasesService:
     def __init__(self, *, leases: Leases) -> None:
         self._leases = leases
 
+    def count(self) -> dict[str, int]:
+        """How many leases wait or have memory, by state."""
+        return self._leases.count()
+
     async def list(self, identity: Identity, *, ended: bool, after: str | None, limit: int) -> Page[LeaseView]:
         """The leases, by id, oldest first; with `ended` also the last that are over."""
         require(identity, Operation.READ_LEASES)

@@ -6,26 +6,28 @@ from typing import Any
 
 import msgspec
 
+from moc.gpu.device import CUDA
 from moc.kernel.errors import Conflict, InvalidRequest
 from moc.kernel.units import Bytes, parse_duration_s
 from moc.models.catalogue import Catalogue, Entry
 from moc.models.footprints import Footprints
 from moc.models.manager import ModelManager
-from moc.models.model import RUNTIMES, ModelSpec
+from moc.models.model import NAME, RUNTIMES, SHARDED, ModelSpec
 from moc.models.ports import Sources
 from moc.resilience.deadline import Deadline
 from moc.security.identity import Identity
 from moc.security.policy import Operation
-from moc.service.guard import require
+from moc.service.guard import Journal, audited, require, visible
 from moc.service.tenancy import Explanation, Tenancy
 from moc.service.views import ModelView, Page, model_view
 from moc.service.workforce import Workforce
 
 _FIELDS = ModelSpec.__dataclass_fields__.keys()
+_DURATIONS = ("ttl_s", "min_residency_s")
 
 
 def spec_from(fields: Mapping[str, Any], *, where: str) -> ModelSpec:
-    """A ModelSpec from what a person wrote: `memory: 2GiB` and `ttl_s: 10m` are understood.
+    """A ModelSpec from what a person wrote: `memory: 2GiB`, `ttl_s: 10m` and `min_residency_s: 1m` are understood.
 
     InvalidRequest names the field, what is wrong with it and where (`where`: a place in a file or a request).
     """
@@ -38,8 +40,9 @@ def spec_from(fields: Mapping[str, Any], *, where: str) -> ModelSpec:
             near = difflib.get_close_matches(key, [*_FIELDS, "memory"], 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(_FIELDS)}"
             raise InvalidRequest(f"{where}: unknown key {key!r}{hint}")
-    if isinstance(given.get("ttl_s"), str):
-        given["ttl_s"] = parse_duration_s(given["ttl_s"])
+    for key in _DURATIONS:
+        if isinstance(given.get(key), str):
+            given[key] = parse_duration_s(given[key])
     try:
         spec = msgspec.convert(given, ModelSpec)
     except msgspec.ValidationError as error:
@@ -51,12 +54,18 @@ def spec_from(fields: Mapping[str, Any], *, where: str) -> ModelSpec:
 def _check_ranges(spec: ModelSpec, where: str) -> None:
     if spec.runtime not in RUNTIMES:
         raise InvalidRequest(f"{where}: unknown runtime {spec.runtime!r}; known are {', '.join(RUNTIMES)}")
+    if spec.shards > 1 and spec.runtime not in SHARDED:
+        raise InvalidRequest(f"{where}: {spec.runtime} runs on one device, so shards must be 1; not {spec.shards}")
+    if spec.group and NAME.fullmatch(spec.group) is None:
+        raise InvalidRequest(f"{where}: group is {spec.group[:150]!r}; use letters, digits, '.', '_' and '-'")
     limits = (
         ("ttl_s", spec.ttl_s, 0, 10**9),
         ("priority", spec.priority, 1, 10),
         ("max_concurrent", spec.max_concurrent, 1, 100_000),
         ("max_queue", spec.max_queue, 0, 1_000_000),
         ("memory", spec.memory_bytes or 0, 0, 2**60),
+        ("shards", spec.shards, 1, 64),
+        ("min_residency_s", spec.min_residency_s or 0, 0, 10**9),
     )
     for name, value, low, high in limits:
         if not low <= value <= high:
@@ -75,7 +84,9 @@ class ModelsService:
         footprints: Footprints,
         tenancy: Tenancy,
         workforce: Workforce,
+        journal: Journal,
     ) -> None:
+        self.journal = journal
         self._catalogue = catalogue
         self._manager = manager
         self._sources = sources
@@ -85,65 +96,77 @@ class ModelsService:
 
     async def list(self, identity: Identity, *, after: str | None, limit: int) -> Page[ModelView]:
         """The newest version of each model, by name; `after` is the last name of the page before."""
-        require(identity, Operation.READ_MODELS)
-        names = [name for name in self._catalogue.names() if after is None or name > after]
+        seen = visible(identity, Operation.READ_MODELS)
+        names = [name for name in self._catalogue.names() if seen(name) and (after is None or name > after)]
         views = [await self._view(self._catalogue.entry(name)) for name in names[:limit]]
         return Page(views, names[limit - 1] if len(names) > limit else None)
 
     async def versions(self, identity: Identity, name: str) -> Sequence[ModelView]:
         """Every version of a model, oldest first; NotFound when there is none."""
-        require(identity, Operation.READ_MODELS)
+        require(identity, Operation.READ_MODELS, model=name)
         self._catalogue.entry(name)
         return [await self._view(entry) for entry in self._catalogue.versions(name)]
 
     async def index(self, identity: Identity, *, ready_only: bool) -> Sequence[ModelView]:
         """Every version of every model."""
-        require(identity, Operation.READ_MODELS)
-        entries = [entry for name in self._catalogue.names() for entry in self._catalogue.versions(name)]
+        seen = visible(identity, Operation.READ_MODELS)
+        entries = [entry for name in self._catalogue.names() if seen(name) for entry in self._catalogue.versions(name)]
         views = [await self._view(entry) for entry in entries]
         return [view for view in views if view.state == "ready" or not ready_only]
 
     async def show(self, identity: Identity, reference: str) -> ModelView:
         """One version."""
-        require(identity, Operation.READ_MODELS)
+        require(identity, Operation.READ_MODELS, model=reference)
         return await self._view(self._catalogue.entry(reference))
 
     async def explain(self, identity: Identity, reference: str) -> Explanation:
         """What loading it would do now; changes nothing. Conflict until its files are here or its need declared."""
-        require(identity, Operation.READ_MODELS)
+        require(identity, Operation.READ_MODELS, model=reference)
         version = self._catalogue.entry(reference).version
-        expected = await self._footprints.known(version)
-        if expected is None:
-            raise Conflict(f"what {version.reference} needs is not known before its files are here; pull it first")
-        return self._tenancy.explain(version, expected.bytes)
+        needs: dict[str, int] = {}
+        for kind in self._tenancy.kinds(version):
+            expected = await self._footprints.known(version, device_kind=kind)
+            if expected is None:
+                raise Conflict(f"what {version.reference} needs is not known before its files are here; pull it first")
+            needs[kind] = expected.bytes
+        return self._tenancy.explain(version, needs)
 
+    @audited("models.add")
     async def add(self, identity: Identity, name: str, spec: ModelSpec) -> ModelView:
         """Register a new version; the same spec as the newest one's returns that one."""
-        require(identity, Operation.CHANGE_MODELS)
+        require(identity, Operation.CHANGE_MODELS, model=name)
         self._sources.check(spec.source, trusted=False)
         return await self._view(await self._manager.add(name, spec, actor=identity.key_id))
 
+    @audited("models.pull")
     async def pull(self, identity: Identity, reference: str, deadline: Deadline) -> ModelView:
         """Bring its files here."""
-        require(identity, Operation.CHANGE_MODELS)
+        require(identity, Operation.CHANGE_MODELS, model=reference)
         return await self._view(await self._manager.pull(reference, deadline))
 
+    @audited("models.load")
     async def load(self, identity: Identity, reference: str, deadline: Deadline) -> ModelView:
         """Load it; returns when it is ready."""
-        require(identity, Operation.CHANGE_MODELS)
+        require(identity, Operation.CHANGE_MODELS, model=reference)
         return await self._view(await self._manager.load(reference, deadline, actor=identity.key_id))
 
+    @audited("models.unload")
     async def unload(self, identity: Identity, reference: str, deadline: Deadline) -> ModelView:
         """Drain it and free its memory."""
-        require(identity, Operation.CHANGE_MODELS)
+        require(identity, Operation.CHANGE_MODELS, model=reference)
         return await self._view(await self._manager.unload(reference, deadline, actor=identity.key_id))
 
+    @audited("models.remove")
     async def remove(self, identity: Identity, reference: str) -> None:
         """Unload and forget it; a bare name means all its versions."""
-        require(identity, Operation.CHANGE_MODELS)
+        require(identity, Operation.CHANGE_MODELS, model=reference)
         await self._manager.remove(reference, actor=identity.key_id)
 
     async def _view(self, entry: Entry) -> ModelView:
         worker_id = entry.status.worker_id
         worker = self._workforce.holding(worker_id) if worker_id else None
-        return model_view(entry, worker, await self._footprints.known(entry.version))
+        version = entry.version
+        kind = self._tenancy.kinds(version)[0]
+        expected = await self._footprints.known(version, device_kind=kind)
+        beside = await self._footprints.beside(version, device_kind=kind) if kind == CUDA else None
+        return model_view(entry, worker, expected, host_memory_bytes=beside)

@@ -29,7 +29,10 @@ class Page(Generic[V]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerView:
-    """A worker process. `memory_bytes` is its whole process tree's, measured; `in_flight` its requests now."""
+    """A worker process and the devices its model is on.
+
+    `memory_bytes` is main memory of its whole process tree, measured; `in_flight` its requests now.
+    """
 
     id: str
     host: str
@@ -41,6 +44,7 @@ class WorkerView:
     adopted: bool
     term: int
     started_at: str
+    devices: list[str]
     memory_bytes: int
     in_flight: int
 
@@ -55,7 +59,7 @@ class ArtifactView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedMemoryView:
-    """What a version will need when it is loaded; `how` is declared, learned, estimated or file size."""
+    """What a version will need on each of its devices; `how` is declared, learned, estimated or file size."""
 
     bytes: int
     how: str
@@ -63,7 +67,10 @@ class ExpectedMemoryView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelView:
-    """A model version: what it is, how it is doing, and the worker that holds it."""
+    """A model version: what it is, how it is doing, and the worker that holds it.
+
+    `host_memory_bytes` is the most main memory it was measured to take beside its GPUs, None if it never was.
+    """
 
     name: str
     version: int
@@ -78,6 +85,10 @@ class ModelView:
     devices: str | list[str]
     memory_bytes: int | None
     expected_memory: ExpectedMemoryView | None
+    host_memory_bytes: int | None
+    shards: int
+    group: str
+    min_residency_s: float | None
     preload: bool
     pin: bool
     ttl_s: float
@@ -231,12 +242,15 @@ def worker_view(worker: Worker, *, memory_bytes: int, in_flight: int) -> WorkerV
         adopted=worker.adopted,
         term=worker.term,
         started_at=rfc3339(worker.started_at),
+        devices=list(worker.devices),
         memory_bytes=memory_bytes,
         in_flight=in_flight,
     )
 
 
-def model_view(entry: Entry, worker: WorkerView | None, expected: Footprint | None) -> ModelView:
+def model_view(
+    entry: Entry, worker: WorkerView | None, expected: Footprint | None, *, host_memory_bytes: int | None
+) -> ModelView:
     """A version with the worker that holds it, and what it is expected to need."""
     version, status, spec = entry.version, entry.status, entry.version.spec
     artifact = version.artifact
@@ -254,6 +268,10 @@ def model_view(entry: Entry, worker: WorkerView | None, expected: Footprint | No
         devices=spec.devices,
         memory_bytes=spec.memory_bytes,
         expected_memory=None if expected is None else ExpectedMemoryView(bytes=expected.bytes, how=expected.how),
+        host_memory_bytes=host_memory_bytes,
+        shards=spec.shards,
+        group=spec.group,
+        min_residency_s=spec.min_residency_s,
         preload=spec.preload,
         pin=spec.pin,
         ttl_s=spec.ttl_s,

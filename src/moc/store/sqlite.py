@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from moc.cluster.holder import boot_id
 from moc.kernel.clock import Clock, SystemClock
-from moc.kernel.errors import StoreUnavailable
+from moc.kernel.errors import NotLeader, StoreUnavailable
 from moc.kernel.events import Event
 from moc.kernel.records import ABSENT, Change, Delete, Fence, Op, Put, Record, Seat, revision_conflict
 from moc.store import tenure
@@ -77,7 +77,7 @@ class SqliteStore:
     `busy_timeout_s`, then StoreUnavailable. The newest `events_max` events are kept: a follower that asks for
     older ones begins with the oldest there is. Commits of other processes reach watchers within about
     `look_interval_s`. Seats run on the monotonic clock, so that setting the time of day moves none of them,
-    and a reboot frees them all.
+    and a reboot frees them all. `on_fenced` is called for each commit that is refused because a term is over.
     """
 
     def __init__(
@@ -88,12 +88,14 @@ class SqliteStore:
         busy_timeout_s: float = 5.0,
         events_max: int = 100_000,
         look_interval_s: float = 0.04,
+        on_fenced: Callable[[], object] = lambda: None,
     ) -> None:
         self._path = path.absolute()
         self._clock = clock or SystemClock()
         self._busy_timeout_s = busy_timeout_s
         self._events_max = events_max
         self._look_interval_s = look_interval_s
+        self._on_fenced = on_fenced
         self._boot = boot_id()
         self._session: _Session | None = None
 
@@ -141,7 +143,11 @@ class SqliteStore:
         bodies = [encode_event(event, at) for event in events]
         if not ops and not bodies:
             return await self._read(_revision)
-        return await self._write(partial(_commit, ops=ops, bodies=bodies, events_max=self._events_max))
+        try:
+            return await self._write(partial(_commit, ops=ops, bodies=bodies, events_max=self._events_max))
+        except NotLeader:
+            self._on_fenced()
+            raise
 
     def watch(self, prefix: str) -> AsyncIterator[Change]:
         session = self._opened()

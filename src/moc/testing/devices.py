@@ -1,8 +1,9 @@
 """Devices whose readings the test sets."""
 
 import threading
+from collections.abc import Sequence
 
-from moc.gpu.device import Device, DeviceReading
+from moc.gpu.device import Device, DeviceReading, Fault
 
 
 class FakeDevices:
@@ -42,10 +43,16 @@ def fake_reading(
     used_bytes: int = 0,
     processes: dict[int, int] | None = None,
     problem: str = "",
+    faults: Sequence[Fault] = (),
     lost: bool = False,
 ) -> DeviceReading:
     """A reading of a device whose kind is what stands before the colon of its id."""
     device = Device(id=device_id, kind=device_id.partition(":")[0], name="fake", capacity_bytes=capacity_bytes)
     return DeviceReading(
-        device=device, used_bytes=used_bytes, processes=dict(processes or {}), problem=problem, lost=lost
+        device=device,
+        used_bytes=used_bytes,
+        processes=dict(processes or {}),
+        problem=problem,
+        faults=tuple(faults),
+        lost=lost,
     )

@@ -43,9 +43,21 @@ class FakeUtilization:
     memory: int = 0
 
 
+@dataclass
+class FakeEvent:
+    """As the event set gives it; about the whole card unless it names an instance."""
+
+    eventType: int
+    eventData: int
+    gpuInstanceId: int = 0xFFFFFFFF
+
+
 @dataclass(eq=False)
 class FakeCard:
-    """One card or MIG instance. `fails` is the code that every call about it raises; None in a value: not supported."""
+    """One card or MIG instance. `fails` is the code that every call about it raises; None in a value: not supported.
+
+    `events` are those of the card that nobody heard yet; `instance` is the number of a MIG instance.
+    """
 
     name: str = "NVIDIA Fake"
     uuid: str = "GPU-fake"
@@ -57,17 +69,10 @@ class FakeCard:
     temperature: int | None = 40
     utilization: int | None = 0
     event_kinds: int | None = 0x8 | 0x2
+    events: "deque[FakeEvent]" = field(default_factory=deque)
     mig: "list[FakeCard | None] | None" = None
+    instance: int | None = None
     fails: int | None = None
-
-
-@dataclass
-class FakeEvent:
-    """As the event set gives it."""
-
-    device: FakeCard
-    eventType: int
-    eventData: int
 
 
 class FakeNvml:
@@ -85,7 +90,6 @@ class FakeNvml:
         self.old = old
         self.gate = threading.Event()
         self.gate.set()
-        self.events: deque[FakeEvent] = deque()
         self.registered: list[FakeCard] = []
         self.opened = 0
 
@@ -109,9 +113,6 @@ class FakeNvml:
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> FakeCard:
         return self._of(self.cards[index])
-
-    def nvmlDeviceGetIndex(self, handle: FakeCard) -> int:
-        return self.cards.index(handle)
 
     def nvmlDeviceGetName(self, handle: FakeCard) -> str:
         return self._of(handle).name
@@ -151,25 +152,31 @@ class FakeNvml:
             raise FakeNvmlError(6)
         return instance
 
+    def nvmlDeviceGetGpuInstanceId(self, handle: FakeCard) -> int:
+        return _supported(self._of(handle).instance)
+
     def nvmlDeviceGetSupportedEventTypes(self, handle: FakeCard) -> int:
         return _supported(self._of(handle).event_kinds)
 
     def nvmlEventSetCreate(self) -> list[FakeCard]:
         self._enter()
-        return self.registered
+        return []
 
     def nvmlEventSetFree(self, events: list[FakeCard]) -> None:
         self._enter()
-        events.clear()
+        for card in events:
+            self.registered.remove(card)
 
     def nvmlDeviceRegisterEvents(self, handle: FakeCard, kinds: int, events: list[FakeCard]) -> None:
         events.append(self._of(handle))
+        self.registered.append(handle)
 
     def nvmlEventSetWait(self, events: list[FakeCard], timeout_ms: int) -> FakeEvent:
         self._enter()
-        if not self.events:
-            raise FakeNvmlError(10)
-        return self.events.popleft()
+        for card in events:
+            if card.events:
+                return card.events.popleft()
+        raise FakeNvmlError(10)
 
     def _enter(self) -> None:
         self.gate.wait()

@@ -1,13 +1,13 @@
 """Workers without processes: what they do is set by the test, when they do it too."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 
 from moc.inference.request import Info, Reply, Request
 from moc.kernel.errors import LoadFailed, MocError, WorkerLost
 from moc.kernel.ids import new_id
 from moc.models.model import Artifact, ModelSpec, ModelVersion
-from moc.models.ports import Grant, Launch, Progress, Worker
+from moc.models.ports import Grant, Holding, Launch, Progress, Worker
 from moc.resilience.deadline import Deadline
 
 INFO = Info(kinds=("tensors", "chat"), engine="fake", concurrency=2)
@@ -77,8 +77,11 @@ class FakeWorkers:
         self.gate.set()
         self.error: MocError | None = None
         self.starts = 0
+        self.launched: list[Launch] = []
         self.stopped: list[tuple[str, str]] = []
         self.left: list[Worker] = []
+        self.resident_bytes = 2**20
+        self.trees: dict[str, frozenset[int]] = {}
         self.links: dict[str, FakeLink] = {}
         self._workers: dict[str, Worker] = {}
         self._callbacks: list[Callable[[Worker, str], None]] = []
@@ -86,6 +89,7 @@ class FakeWorkers:
     async def start_worker(self, launch: Launch, deadline: Deadline) -> Worker:
         """A worker at once, or when `gate` opens."""
         self.starts += 1
+        self.launched.append(launch)
         await self.gate.wait()
         if self.error is not None:
             raise self.error
@@ -102,7 +106,7 @@ class FakeWorkers:
             state="ready",
             term=1,
             started_at=0.0,
-            device=launch.device,
+            devices=launch.devices,
             bytes=launch.bytes,
             info={"kinds": list(self.info.kinds), "engine": self.info.engine},
         )
@@ -132,8 +136,12 @@ class FakeWorkers:
         self._callbacks.append(callback)
 
     def memory_bytes(self, worker_id: str) -> int:
-        """A mebibyte each."""
-        return 2**20 if worker_id in self._workers else 0
+        """`resident_bytes` each."""
+        return self.resident_bytes if worker_id in self._workers else 0
+
+    def pids(self, worker_id: str) -> frozenset[int]:
+        """What the test set in `trees`."""
+        return self.trees.get(worker_id, frozenset())
 
     def in_flight(self, worker_id: str) -> int:
         """Requests its link works on."""
@@ -189,26 +197,34 @@ class FakeSources:
 
 
 class FakeMemory:
-    """Room for every version until `error` is set; `held` is who has been charged, `evicting` who makes room."""
+    """Room for every version, while `gate` is set, until `error` is; `held` is charged, `evicting` makes room."""
 
     def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.error: MocError | None = None
         self.evicting: tuple[str, ...] = ()
         self.held: dict[str, int] = {}
 
-    async def reserve(self, version: ModelVersion, needed_bytes: int, deadline: Deadline) -> Grant:
+    def kinds(self, version: ModelVersion) -> Sequence[str]:
+        """Main memory."""
+        return ["host"]
+
+    async def reserve(self, version: ModelVersion, needs: Mapping[str, int], deadline: Deadline) -> Grant:
         """A grant for all that is asked."""
+        await self.gate.wait()
         if self.error is not None:
             raise self.error
-        self.held[version.reference] = needed_bytes
-        return Grant(device="host", bytes=needed_bytes, evicted=self.evicting)
+        self.held[version.reference] = needs["host"]
+        return Grant(devices=("host",), bytes=needs["host"], evicted=self.evicting)
 
-    def adopt(self, worker: Worker) -> None:
+    def adopt(self, version: ModelVersion, worker: Worker) -> None:
         """Held from now on."""
         self.held[worker.model] = worker.bytes
 
-    def observe(self, reference: str, measured_bytes: int) -> None:
-        """Nobody asks."""
+    def measure(self, reference: str, resident_bytes: int, pids: Collection[int]) -> Holding | None:
+        """All that is resident."""
+        return Holding(kind="host", bytes=resident_bytes)
 
     def release(self, reference: str) -> None:
         """Not held any more."""

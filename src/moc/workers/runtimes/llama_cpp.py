@@ -6,7 +6,8 @@ Options:
 `threads`        threads that generate (default: half the cores); `batch_threads` that read prompts (default: all)
 `gpu_layers`     layers kept on the GPU, -1 = as many as fit (default)
 `embeddings`     true: the model gives embeddings and nothing else
-`pooling`        how embeddings are made of tokens: mean, cls, last, rank or none (default: as the model says)
+`pooling`        how embeddings are made of tokens: mean, cls, last, rank or none (default: as the model says);
+                 rank, for a reranker: the model scores documents and does nothing else
 `lora`           adapters to load: a list of {path, scale}; a request sets other scales with its own `lora` field
 `chat_template`  a Jinja template in place of the model's own
 
@@ -25,6 +26,7 @@ from moc.workers.runtimes.options import Options
 from moc.workers.runtimes.runtime import Run, file_in
 
 if TYPE_CHECKING:
+    from moc.inference.request import Kind
     from moc.workers.runtimes.llama_slots import LlamaSlots
 
 ERRORS_ONLY = 1
@@ -47,7 +49,13 @@ def load(*, model: str, path: str, options: dict[str, Any], run: Run) -> "LlamaS
         raise LoadFailed(f"llama.cpp cannot load {model}", reason="load_failed") from None
     from moc.workers.runtimes.llama_slots import LlamaSlots
 
-    return LlamaSlots(server, slots=params.n_parallel, context=params.n_ctx, embeddings=params.embedding)
+    return LlamaSlots(server, _kinds(params), slots=params.n_parallel, context=params.n_ctx)
+
+
+def _kinds(params: Any) -> "tuple[Kind, ...]":
+    if params.pooling_type == POOLING["rank"]:
+        return ("rerank",)
+    return ("embeddings",) if params.embedding else ("chat", "completion")
 
 
 def _params(model: str, path: str, given: Options) -> Any:
@@ -64,6 +72,7 @@ def _params(model: str, path: str, given: Options) -> Any:
     pooling = given.text("pooling")
     if pooling is not None:
         params.pooling_type = given.one_of("pooling", pooling, POOLING)
+        params.embedding = params.embedding or pooling == "rank"
     template = given.text("chat_template")
     if template is not None:
         params.chat_template = template

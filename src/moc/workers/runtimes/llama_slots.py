@@ -9,13 +9,15 @@ from typing import Any
 import msgspec
 import xllamacpp
 
-from moc.inference.request import Info, Reply, Request
+from moc.inference.request import Info, Kind, Reply, Request
 from moc.kernel.errors import Internal, InvalidRequest, MocError, Unavailable, Unimplemented
 from moc.workers.runtimes.feed import Feed
 from moc.workers.runtimes.llama_answer import Answer
 
 _TRUE = msgspec.Raw(b"true")
 _WITH_USAGE = msgspec.Raw(b'{"include_usage":true}')
+_NO_INPUT = "input is not supported"
+_IN_ONE_PIECE = {"embeddings": "handle_embeddings", "rerank": "handle_rerank"}
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -41,9 +43,9 @@ class LlamaSlots:
     A stream whose reader stops reading is held back here, while the engine goes on to the request's own limit.
     """
 
-    def __init__(self, server: Any, *, slots: int, context: int, embeddings: bool) -> None:
+    def __init__(self, server: Any, kinds: tuple[Kind, ...], *, slots: int, context: int) -> None:
         self.info = Info(
-            kinds=("embeddings",) if embeddings else ("chat", "completion"),
+            kinds=kinds,
             engine=f"llama.cpp (xllamacpp {xllamacpp.__version__})",
             concurrency=slots,
             details={"context": context, "context_per_request": context // slots},
@@ -56,10 +58,9 @@ class LlamaSlots:
         """The whole answer."""
         fields = _fields(request)
         loop = asyncio.get_running_loop()
-        if request.kind == "embeddings":
-            answer = await loop.run_in_executor(
-                self._threads, _guarded, self._server.handle_embeddings, bytes(request.body)
-            )
+        if request.kind in _IN_ONE_PIECE:
+            handler = getattr(self._server, _IN_ONE_PIECE[request.kind])
+            answer = await loop.run_in_executor(self._threads, _guarded, handler, bytes(request.body))
             if (fault := _fault_in(answer)) is not None:
                 raise fault
             return Reply(answer)
@@ -73,8 +74,8 @@ class LlamaSlots:
     async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
         """The engine's chunks; an error it meets midway is raised after them."""
         fields = _fields(request)
-        if request.kind == "embeddings":
-            raise Unimplemented("embeddings are not streamed; ask for the whole answer")
+        if request.kind in _IN_ONE_PIECE:
+            raise Unimplemented(f"{request.kind} is not streamed; ask for the whole answer")
         body = bytes(request.body) if fields.get("stream") == _TRUE else _encode({**fields, "stream": _TRUE})
         feed = Feed()
         self._threads.submit(_pour, self._handler(request), body, feed)
@@ -158,6 +159,8 @@ def _guarded(handler: Callable[..., Any], *arguments: Any) -> Any:
     except RuntimeError as error:
         if str(error).startswith("[json.exception."):
             raise InvalidRequest(str(error)) from None
+        if (wanting := str(error).partition(" - hint")[0]).endswith(_NO_INPUT):
+            raise Unimplemented(f"{wanting} by this model; send text") from None
         raise Internal(f"llama.cpp: {error}") from None
 
 

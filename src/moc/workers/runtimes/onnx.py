@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf
 
@@ -18,7 +17,7 @@ from moc.inference.request import Info, Reply, Request, TensorSpec
 from moc.kernel.errors import InvalidRequest, LoadFailed, Unimplemented
 from moc.workers.runtimes.options import Options
 from moc.workers.runtimes.runtime import Run, file_in
-from moc.workers.tensors import Array, chosen, inputs_of, reply_of
+from moc.workers.tensors import chosen, inputs_of, reply_of, texts_of
 
 DATATYPES = {
     "tensor(bool)": "BOOL",
@@ -81,7 +80,7 @@ class Onnx:
         arrays = inputs_of(request, self.info.inputs)
         wanted = chosen(request, self.info.outputs)
         for name in self._texts:
-            arrays[name] = _texts(name, arrays[name])
+            arrays[name] = texts_of(name, arrays[name])
         settings = ort.RunOptions()
         running = asyncio.get_running_loop().run_in_executor(
             self._threads, self._session.run, [spec.name for spec in wanted], arrays, settings
@@ -111,15 +110,6 @@ def _spec(model: str, node: Any) -> TensorSpec:
         )
     shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape)
     return TensorSpec(node.name, datatype, shape)
-
-
-def _texts(name: str, array: Array) -> Array:
-    texts = np.empty(array.size, object)
-    try:
-        texts[:] = [element.decode() for element in array.reshape(-1)]
-    except UnicodeDecodeError:
-        raise InvalidRequest(f"input {name!r} holds an element that is not UTF-8; the model takes text") from None
-    return texts.reshape(array.shape)
 
 
 def _plain(error: Exception, path: str) -> str:

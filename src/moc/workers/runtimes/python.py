@@ -10,6 +10,8 @@
         def infer(self, inputs): ...                # {name: array} -> {name: array}
         def chat(self, request): ...                # optional: the JSON of an OpenAI request -> that of its answer
         def completion(self, request): ...          # the same; also `embeddings`
+        def rerank(self, request): ...              # {query, documents: [str]} -> {results: [{index, relevance_score}]}
+        def transcribe(self, sound, asked): ...     # a sound file's bytes -> {text, language?, duration?, segments?}
         def stream(self, request): ...              # optional: yields the JSON chunks of a chat or completion
         def close(self): ...                        # optional
 
@@ -18,12 +20,15 @@ Arrays given to `infer` are read-only. A MocError from `moc.kernel.errors` reach
 other exception as an internal error with its message; its traceback goes to the worker's log.
 Cancelling stops an async method at its next `await`, a generator at its next chunk, a plain method not at all.
 
-Option `class` names the class; otherwise it is `Model`, or the only class in the file that has `infer` or
-`chat`. All other options go to `load`.
+`asked` is a dict of what the caller wants of a transcription: any of `language`, `prompt` and `temperature`.
+
+Option `class` names the class; otherwise it is `Model`, or the only class in the file that has one of the
+methods that answer. All other options go to `load`.
 """
 
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import inspect
 import os
@@ -47,6 +52,8 @@ METHODS: dict[Kind, str] = {
     "chat": "chat",
     "completion": "completion",
     "embeddings": "embeddings",
+    "rerank": "rerank",
+    "transcription": "transcribe",
 }
 MODULE = "moc_user_model"
 INLINE_WAITING = 32
@@ -97,8 +104,10 @@ class Python:
     def infer(self, request: Request) -> Reply | Coroutine[Any, Any, Reply]:
         """Call the method of the request's kind: at once if the class is `inline`, else in a thread or awaited."""
         method = getattr(self._instance, METHODS[request.kind])
+        if request.kind == "transcription":
+            return self._document(functools.partial(method, bytes(request.body), request.parameters))
         if request.kind != "tensors":
-            return self._document(method, request)
+            return self._document(functools.partial(method, _decode(request)))
         inputs = inputs_of(request, self.info.inputs)
         wanted = chosen(request, self.info.outputs)
         if self._inline and not inspect.iscoroutinefunction(method):
@@ -130,8 +139,8 @@ class Python:
     async def _tensors(self, method: Callable[..., Any], inputs: dict[str, Any], wanted: Any) -> Reply:
         return reply_of(_mapping(await self._call(method, inputs)), wanted)
 
-    async def _document(self, method: Callable[..., Any], request: Request) -> Reply:
-        return Reply(self._encoder.encode(_mapping(await self._call(method, _decode(request)))))
+    async def _document(self, method: Callable[[], Any]) -> Reply:
+        return Reply(self._encoder.encode(_mapping(await self._call(method))))
 
     async def _call(self, method: Callable[..., Any], *arguments: Any) -> Any:
         if inspect.iscoroutinefunction(method):
@@ -169,12 +178,13 @@ def _find_class(module: Any, name: str | None, file: str) -> type:
         if name not in classes:
             raise LoadFailed(f"there is no class {name!r} in {file}", reason="invalid_spec")
         return classes[name]
-    own = [c for c in classes.values() if c.__module__ == MODULE and (hasattr(c, "infer") or hasattr(c, "chat"))]
+    own = [c for c in classes.values() if c.__module__ == MODULE and any(hasattr(c, m) for m in METHODS.values())]
     if "Model" in classes:
         return classes["Model"]
     if len(own) != 1:
         raise LoadFailed(
-            f"{file} has {len(own)} classes with `infer` or `chat`; name the one to use in the option `class`",
+            f"{file} has {len(own)} classes with any of {', '.join(METHODS.values())}; "
+            "name the one to use in the option `class`",
             reason="invalid_spec",
         )
     return own[0]

@@ -15,7 +15,7 @@ from moc.kernel.errors import LoadFailed
 if TYPE_CHECKING:
     from moc.inference.request import Info, Reply, Request
 
-EXTRAS = {"llama_cpp": "llama", "onnx": "onnx", "python": None}
+EXTRAS = {"llama_cpp": "llama", "onnx": "onnx", "python": None, "transformers": "transformers"}
 """Every runtime, with the extra of the distribution that brings its engine."""
 
 
