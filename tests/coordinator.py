@@ -1,8 +1,10 @@
 """A real `moc serve` for tests: its own data directory and ports, killed and started at will, nothing left behind."""
 
+import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -75,10 +77,13 @@ class Coordinator:
         config: dict[str, Any] | None = None,
         arguments: Sequence[str] = (),
         prefix: Sequence[str] = (),
+        ca_file: Path | None = None,
     ) -> None:
         self.data_dir = data_dir
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if ca_file else 'http'}://127.0.0.1:{self.port}"
+        self.grpc_port = free_port()
+        self.tls = ssl.create_default_context(cafile=ca_file) if ca_file else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.arguments = list(arguments)
         self.prefix = list(prefix)
         self.process: subprocess.Popen[bytes] | None = None
@@ -99,6 +104,12 @@ class Coordinator:
         return {"authorization": f"Bearer {self.key}"}
 
     @property
+    def endpoints(self) -> dict[str, Any]:
+        """Where it says that it is reached, by protocol."""
+        found: dict[str, Any] = json.loads((self.data_dir / "endpoints.json").read_text())
+        return found
+
+    @property
     def output(self) -> str:
         """All that the process printed so far."""
         return self._log.read_text() if self._log.exists() else ""
@@ -110,7 +121,7 @@ class Coordinator:
     def start(self, *, wait: bool = True) -> "Coordinator":
         """Start it, and wait until it is ready."""
         command = [*self.prefix, *MOC, "serve", "--data-dir", str(self.data_dir), "--rest-port", str(self.port)]
-        command += ["--grpc-port", "0", "--zmq-port", "0", *self.arguments]
+        command += ["--grpc-port", str(self.grpc_port), "--zmq-port", "0", *self.arguments]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         if wait:
@@ -124,7 +135,7 @@ class Coordinator:
             assert self.process is not None
             if self.process.poll() is not None:
                 raise RuntimeError(f"moc serve ended with {self.process.returncode}:\n{self.output[-4000:]}")
-            return httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200
+            return httpx.get(f"{self.url}/readyz", timeout=2, verify=self.tls).status_code == 200
 
         eventually(look, timeout_s=START_TIMEOUT_S, what="the coordinator to be ready")
 
@@ -165,13 +176,13 @@ class Coordinator:
 
     def get(self, path: str) -> Any:
         """The JSON of a GET, which must succeed."""
-        answer = httpx.get(f"{self.url}{path}", headers=self.headers, timeout=30)
+        answer = httpx.get(f"{self.url}{path}", headers=self.headers, timeout=30, verify=self.tls)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
     def post(self, path: str, body: Any = None, *, timeout_s: float = 120) -> httpx.Response:
         """A POST, whatever it answers."""
-        return httpx.post(f"{self.url}{path}", json=body, headers=self.headers, timeout=timeout_s)
+        return httpx.post(f"{self.url}{path}", json=body, headers=self.headers, timeout=timeout_s, verify=self.tls)
 
     def cli(
         self, *arguments: str, text: str | None = None, timeout_s: float = 120

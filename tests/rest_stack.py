@@ -22,9 +22,13 @@ from moc.models.model import ModelSpec
 from moc.models.ports import Launch, Worker
 from moc.models.slot import Limits as ManagerLimits
 from moc.resilience.deadline import NEVER, Deadline
-from moc.security.identity import ADMIN_KEY_FILE, Authenticator
+from moc.security.audit import AuditLog
+from moc.security.authenticator import Authenticator
+from moc.security.keyring import ADMIN_KEY_FILE, KeyRing
+from moc.service.audit import AuditService
 from moc.service.devices import DevicesService
 from moc.service.inference import InferenceService, Tally
+from moc.service.keys import KeysService
 from moc.service.leases import LeasesService
 from moc.service.models import ModelsService
 from moc.service.services import Services
@@ -128,54 +132,71 @@ class RestStack:
         clock = SystemClock()
         self.data_dir = data_dir
         self.store = MemoryStore()
+        self.keys = KeyRing(store=self.store, data_dir=data_dir, clock=clock)
+        self.audit = AuditLog(store=self.store, clock=clock)
         self.seat = FakeSeat(self.store)
         self.workers = Crew(info=INFO)
         self.sources = FakeSources()
         self.metrics = Metrics(version="test")
         self.replica = Replica(name="test", host="test", version="1.2.3", data_dir="data", store="memory")
-        catalogue = Catalogue(store=self.store, seat=self.seat, clock=clock)
-        footprints = Footprints(store=self.store, clock=clock)
+        self.catalogue = Catalogue(store=self.store, seat=self.seat, clock=clock)
+        self.footprints = Footprints(store=self.store, clock=clock)
         self.manager = ModelManager(
-            catalogue=catalogue,
+            catalogue=self.catalogue,
             workers=self.workers,
             sources=self.sources,
-            footprints=footprints,
+            footprints=self.footprints,
             memory=FakeMemory(),
             limits=ManagerLimits(),
+            on_loaded=self.metrics.model_loaded,
         )
-        tally, workforce = Tally(), Workforce(self.workers)
         self.device = FakeDevices(fake_reading(used_bytes=2**20))
         self.devices = DeviceMonitor([self.device], store=self.store, seat=self.seat, clock=clock, poll_interval_s=60)
-        broker, tenancy = self._memory()
-        self.leases = Leases(store=self.store, seat=self.seat, broker=broker, devices=self.devices, clock=clock)
-        devices = DevicesService(monitor=self.devices, broker=broker)
+        self.broker, self.tenancy = self._memory()
+        self.leases = Leases(
+            store=self.store,
+            seat=self.seat,
+            broker=self.broker,
+            devices=self.devices,
+            clock=clock,
+            on_waited=self.metrics.lease_waited,
+        )
+        self.authenticator = Authenticator(keys=self.keys, clock=clock, on_failed=self.audit.note_failed_login)
+        self.services = self._services()
+        self.rest = RestServer(self.services, host="127.0.0.1", port=0, limits=limits)
+        features = (self.audit, self.keys, self.devices, self.leases, self.catalogue, self.manager)
+        self.stack = Stack([self.store, self.seat, *features, self.rest])
+
+    def _services(self) -> Services:
+        tally, workforce = Tally(), Workforce(self.workers)
         gateway = Gateway(residents=self.manager, links=self.workers, meter=tally)
-        self.authenticator = Authenticator(store=self.store, data_dir=data_dir, clock=clock, require_key=True)
-        self.services = Services(
+        leases = LeasesService(leases=self.leases)
+        devices = DevicesService(monitor=self.devices, broker=self.broker, journal=self.audit)
+        return Services(
             authenticator=self.authenticator,
-            inference=InferenceService(gateway=gateway, catalogue=catalogue, manager=self.manager, tally=tally),
+            inference=InferenceService(gateway=gateway, catalogue=self.catalogue, manager=self.manager, tally=tally),
             models=ModelsService(
-                catalogue=catalogue,
+                catalogue=self.catalogue,
                 manager=self.manager,
                 sources=self.sources,
-                footprints=footprints,
-                tenancy=tenancy,
+                footprints=self.footprints,
+                tenancy=self.tenancy,
                 workforce=workforce,
+                journal=self.audit,
             ),
             devices=devices,
-            leases=LeasesService(leases=self.leases),
+            leases=leases,
+            keys=KeysService(keys=self.keys, clock=SystemClock(), journal=self.audit),
+            audit=AuditService(log=self.audit),
             system=SystemService(
                 replica=self.replica,
                 store=self.store,
                 seats=[self.seat],
                 workforce=workforce,
                 devices=devices,
+                leases=leases,
                 metrics=self.metrics,
             ),
-        )
-        self.rest = RestServer(self.services, host="127.0.0.1", port=0, limits=limits)
-        self.stack = Stack(
-            [self.store, self.seat, self.authenticator, self.devices, self.leases, catalogue, self.manager, self.rest]
         )
 
     @property
@@ -184,7 +205,7 @@ class RestStack:
         return (self.data_dir / ADMIN_KEY_FILE).read_text().strip()
 
     def _memory(self) -> tuple[Broker, Tenancy]:
-        tenancy = Tenancy()
+        tenancy = Tenancy(self.devices)
         broker = Broker(
             monitor=self.devices,
             tenants=tenancy,

@@ -1,6 +1,8 @@
 """Speech made on the spot by eSpeak NG, whose library the `espeakng-loader` wheel carries."""
 
 import ctypes
+import io
+import wave
 from pathlib import Path
 
 import espeakng_loader
@@ -34,3 +36,14 @@ def speech(text: str) -> npt.NDArray[np.float32]:
     sound = np.concatenate(parts).astype(np.float32) / 32768
     moments = np.arange(int(len(sound) * SAMPLE_RATE / rate)) * rate / SAMPLE_RATE
     return np.interp(moments, np.arange(len(sound)), sound).astype(np.float32)
+
+
+def wav(sound: npt.NDArray[np.float32], *, rate: int = SAMPLE_RATE) -> bytes:
+    """A file of that sound, in 16 bits."""
+    made = io.BytesIO()
+    with wave.open(made, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((sound * 32767).astype("<i2").tobytes())
+    return made.getvalue()

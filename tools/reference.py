@@ -21,9 +21,11 @@ from moc.config import PREFIX, Settings
 from moc.gpu.device import MOVES as DEVICE_MOVES
 from moc.gpu.lease import MOVES as LEASE_MOVES
 from moc.models.model import MOVES, ModelSpec
+from moc.security.key import MOVES as KEY_MOVES
+from moc.security.policy import ALLOWED, Operation
 from moc.service.services import Services
 from moc.telemetry.metrics import DeviceGauges, Metrics
-from moc.transports.rest import management, operations
+from moc.transports.rest import compatibility, management, operations
 from moc.transports.rest.app import protocol_operations
 from moc.transports.rest.document import document
 from moc.transports.status import STATUSES
@@ -43,10 +45,18 @@ def table(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 def errors() -> str:
     """Every error code, and what each protocol calls it."""
     rows = (
-        (f"`{code}`", str(s.http), str(s.oip or s.http), s.grpc, f"`{s.openai}`", "yes" if s.retry else "")
+        (
+            f"`{code}`",
+            str(s.http),
+            str(s.oip or s.http),
+            s.grpc,
+            f"`{s.openai}`",
+            f"`{s.anthropic}`",
+            "yes" if s.retry else "",
+        )
         for code, s in STATUSES.items()
     )
-    return table(("code", "REST", "`/v2` routes", "gRPC", "OpenAI `type`", "retry may help"), rows)
+    return table(("code", "REST", "`/v2` routes", "gRPC", "OpenAI `type`", "Anthropic `type`", "retry may help"), rows)
 
 
 def configuration() -> str:
@@ -133,6 +143,7 @@ def routes() -> str:
     app = FastAPI(openapi_url=None)
     app.include_router(management.router(services, closing=asyncio.Event()))
     app.include_router(operations.router(services))
+    app.include_router(compatibility.router(services))
     public = frozenset(operation.path for operation in protocols if operation.public) | frozenset(operations.PUBLIC)
     by_tag: dict[str, list[tuple[str, str, str]]] = {}
     for path, methods in document(app, protocols, public)["paths"].items():
@@ -153,8 +164,21 @@ def metrics() -> str:
     found.finished("m@1", "chat", "ok", queue_s=0, engine_s=0)  # a series without a sample does not tell its labels
     found.observe_workers({"m@1": 1})
     found.observe_devices(
-        [DeviceGauges(device="host", state="online", capacity_bytes=1, used_bytes=1, unmanaged_bytes=1)]
+        [
+            DeviceGauges(
+                device="host",
+                state="online",
+                capacity_bytes=1,
+                used_bytes=1,
+                unmanaged_bytes=1,
+                reserved_bytes={"model": 1},
+            )
+        ]
     )
+    found.observe_leases({"admitted": 1})
+    found.evicted("capacity")
+    found.lease_waited("granted", 0)
+    found.model_loaded("m@1", 0)
     found.observe_seat("cluster", held=True, term=1)
     rows = []
     for family in found.registry.collect():
@@ -179,6 +203,20 @@ def lease_moves() -> str:
     return _moves(LEASE_MOVES)
 
 
+def key_moves() -> str:
+    """The states of a key."""
+    return _moves(KEY_MOVES)
+
+
+def roles() -> str:
+    """What each role may do."""
+    rows = (
+        (f"`{operation}`", *("yes" if operation in allowed else "" for allowed in ALLOWED.values()))
+        for operation in Operation
+    )
+    return table(("operation", *(f"`{role}`" for role in ALLOWED)), rows)
+
+
 def _moves(of: Mapping[Any, frozenset[Any]]) -> str:
     rows = ((f"`{state}`", ", ".join(f"`{after}`" for after in sorted(next_ones))) for state, next_ones in of.items())
     return table(("state", "may become"), rows)
@@ -194,6 +232,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "moves": moves,
     "device_moves": device_moves,
     "lease_moves": lease_moves,
+    "key_moves": key_moves,
+    "roles": roles,
 }
 
 

@@ -36,9 +36,13 @@ from moc.models.manager import ModelManager
 from moc.models.model import ModelSpec
 from moc.models.slot import Limits
 from moc.models.sources import ArtifactSources
-from moc.security.identity import Authenticator
+from moc.security.audit import AuditLog
+from moc.security.authenticator import Authenticator
+from moc.security.keyring import KeyRing
+from moc.service.audit import AuditService
 from moc.service.devices import DevicesService
 from moc.service.inference import InferenceService, Tally
+from moc.service.keys import KeysService
 from moc.service.leases import LeasesService
 from moc.service.models import ModelsService
 from moc.service.services import Services
@@ -47,7 +51,9 @@ from moc.service.tenancy import Tenancy
 from moc.service.workforce import Workforce
 from moc.store.sqlite import SqliteStore
 from moc.telemetry.metrics import Metrics
+from moc.transports.grpc.server import GrpcServer
 from moc.transports.rest.server import RestServer
+from moc.transports.zmq.server import ZmqServer
 from moc.workers.local import LocalWorkers
 
 log = structlog.get_logger(__name__)
@@ -76,8 +82,8 @@ class Coordinator:
         settings, data_dir, clock, host = config.settings, config.data_dir, SystemClock(), socket.gethostname()
         self._ended = asyncio.Event()
         self._failure: str | None = None
-        self.store = SqliteStore(config.store_path, clock=clock)
         self.metrics = Metrics(version=__version__)
+        self.store = SqliteStore(config.store_path, clock=clock, on_fenced=self.metrics.fenced)
         self.replica = Replica(
             name=f"{host}-{os.getpid()}", host=host, version=__version__, data_dir=str(data_dir), store="sqlite"
         )
@@ -96,30 +102,46 @@ class Coordinator:
         )
         self.sources = _artifact_sources(config)
         self._make_models(seat)
+        self.keys = KeyRing(store=self.store, data_dir=data_dir, clock=clock)
+        self.audit = AuditLog(store=self.store, clock=clock)
         self.authenticator = Authenticator(
-            store=self.store, data_dir=data_dir, clock=clock, require_key=settings.security.require_key
+            keys=self.keys,
+            clock=clock,
+            require_key=settings.security.require_key,
+            failed_logins_per_min=settings.security.failed_logins_per_min,
+            on_failed=self.audit.note_failed_login,
         )
+        services = self._services()
         self.rest = RestServer(
-            self._services(),
+            services,
             host=settings.server.host,
             port=settings.server.rest_port,
             body_limit_bytes=settings.server.body_limit_bytes,
+            tls=config.tls,
         )
+        self.grpc = GrpcServer(
+            services,
+            host=settings.server.host,
+            port=settings.server.grpc_port,
+            body_limit_bytes=settings.server.body_limit_bytes,
+            tls=config.tls,
+        )
+        self.zmq = _zmq(config, services)
         pressure = Pressure(
             self.broker,
             interval_s=settings.resources.gpu_poll_interval_s,
             threshold_pct=settings.resources.eviction_threshold_pct,
         )
         models = (self.catalogue, _Configured(self), self.manager)
-        features = (self.authenticator, self.workers, self.devices, self.leases, *models, pressure)
-        self._stack = Stack([self.store, *self.seats, *features, self.rest])
+        features = (self.audit, self.keys, self.workers, self.devices, self.leases, *models, pressure)
+        self._stack = Stack([self.store, *self.seats, *features, self.rest, self.grpc, self.zmq])
 
     def _make_models(self, seat: SeatKeeper) -> None:
         """The models and the memory they are put in, which need each other."""
         settings, clock = self.config.settings, SystemClock()
         self.catalogue = Catalogue(store=self.store, seat=seat, clock=clock)
         self.footprints = Footprints(store=self.store, clock=clock)
-        self.tenancy = Tenancy()
+        self.tenancy = Tenancy(self.devices)
         self.manager = ModelManager(
             catalogue=self.catalogue,
             workers=self.workers,
@@ -127,6 +149,7 @@ class Coordinator:
             footprints=self.footprints,
             memory=self.tenancy,
             limits=Limits(),
+            on_loaded=self.metrics.model_loaded,
         )
         self.broker = Broker(
             monitor=self.devices,
@@ -137,13 +160,21 @@ class Coordinator:
             policy=Policy(order=Order(settings.resources.eviction)),
             on_evicted=self.metrics.evicted,
         )
-        self.leases = Leases(store=self.store, seat=seat, broker=self.broker, devices=self.devices, clock=clock)
+        self.leases = Leases(
+            store=self.store,
+            seat=seat,
+            broker=self.broker,
+            devices=self.devices,
+            clock=clock,
+            on_waited=self.metrics.lease_waited,
+        )
         self.tenancy.join(broker=self.broker, manager=self.manager)
 
     def _services(self) -> Services:
         metrics, tally, workforce = self.metrics, Tally(), Workforce(self.workers)
         gateway = Gateway(residents=self.manager, links=self.workers, meter=_Meters(tally, metrics))
-        devices = DevicesService(monitor=self.devices, broker=self.broker)
+        devices = DevicesService(monitor=self.devices, broker=self.broker, journal=self.audit)
+        leases = LeasesService(leases=self.leases)
         return Services(
             authenticator=self.authenticator,
             inference=InferenceService(gateway=gateway, catalogue=self.catalogue, manager=self.manager, tally=tally),
@@ -154,15 +185,19 @@ class Coordinator:
                 footprints=self.footprints,
                 tenancy=self.tenancy,
                 workforce=workforce,
+                journal=self.audit,
             ),
             devices=devices,
-            leases=LeasesService(leases=self.leases),
+            leases=leases,
+            keys=KeysService(keys=self.keys, clock=SystemClock(), journal=self.audit),
+            audit=AuditService(log=self.audit),
             system=SystemService(
                 replica=self.replica,
                 store=self.store,
                 seats=self.seats,
                 workforce=workforce,
                 devices=devices,
+                leases=leases,
                 metrics=metrics,
             ),
         )
@@ -188,7 +223,7 @@ class Coordinator:
             loop.add_signal_handler(number, self._signalled)
         await self._stack.start()
         try:
-            self.replica.urls["rest"] = self.rest.url
+            self.replica.urls.update(self._urls())
             self._write_endpoints()
             self.replica.state = "ready"
             ready(self)
@@ -225,10 +260,15 @@ class Coordinator:
         self._failure = why
         self._ended.set()
 
+    def _urls(self) -> dict[str, str]:
+        """Where clients on this machine reach it."""
+        urls = {"rest": self.rest.url, "grpc": self.grpc.target, "zmq": self.zmq.url}
+        return urls if self.zmq.events_url is None else {**urls, "events": self.zmq.events_url}
+
     def _write_endpoints(self) -> None:
         path: Path = self.config.data_dir / ENDPOINTS_FILE
         aside = path.with_suffix(".new")
-        aside.write_text(json.dumps({"rest": self.rest.url, "pid": os.getpid()}))
+        aside.write_text(json.dumps({**self._urls(), "pid": os.getpid()}))
         aside.replace(path)
 
 
@@ -242,6 +282,18 @@ def _workers(config: Config, store: SqliteStore, seat: SeatKeeper, host: str) ->
         orphan_grace_s=settings.orphan_grace_s,
         stop_grace_s=settings.stop_grace_s,
         clock=SystemClock(),
+    )
+
+
+def _zmq(config: Config, services: Services) -> ZmqServer:
+    settings = config.settings.server
+    return ZmqServer(
+        services,
+        host=settings.host,
+        port=settings.zmq_port,
+        events_port=settings.events_port,
+        curve_folder=config.curve_folder,
+        body_limit_bytes=settings.body_limit_bytes,
     )
 
 

@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 import platformdirs
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from moc.kernel.errors import InvalidRequest
 from moc.kernel.units import Bytes
 from moc.models.model import NAME, ModelSpec
+from moc.security.tls import TlsFiles
 from moc.service.models import spec_from
 
 PREFIX = "MOC_"
@@ -37,6 +38,25 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class Tls(_Section):
+    """TLS of REST and gRPC, as PEM files; files that change are taken up within a second or two."""
+
+    certificate: str | None = None
+    """The certificate, with the chain up to its authority; no TLS without one. `{data_dir}` is understood."""
+    key: str | None = None
+    """The certificate's private key."""
+    client_ca: str | None = None
+    """The authority of clients' certificates, each of which stands for the API key whose id is its common name."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> "Tls":
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("`certificate` and `key` go together")
+        if self.client_ca is not None and self.certificate is None:
+            raise ValueError("`client_ca` needs `certificate` and `key`")
+        return self
+
+
 class Server(_Section):
     """Where clients reach the coordinator."""
 
@@ -45,13 +65,27 @@ class Server(_Section):
     rest_port: int = Field(default=8008, ge=0, le=65535)
     """Port of REST; 0 = any free one."""
     grpc_port: int = Field(default=7212, ge=0, le=65535)
-    """Port kept for gRPC, which this version does not serve yet."""
+    """Port of gRPC; 0 = any free one."""
     zmq_port: int = Field(default=7211, ge=0, le=65535)
-    """Port kept for ZeroMQ, which this version does not serve yet."""
+    """Port of ZeroMQ; 0 = any free one."""
+    zmq_curve: Literal["auto", "on", "off"] = "auto"
+    """Whether ZeroMQ connections are encrypted and need a CURVE key that is bound to an API key; `auto`: beyond
+    loopback."""
+    events_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of the ZeroMQ socket that publishes events, on loopback to any local program; null = none, 0 = any free one.
+    Beyond loopback it needs CURVE."""
+    tls: Tls = Tls()
+    """Certificates; `moc certs init` makes some for trying out."""
     body_limit_bytes: int = Field(default=64 * 1024**2, ge=1024)
     """Largest request body."""
     drain_grace_s: float = Field(default=30.0, ge=0)
     """How long running requests may go on after SIGTERM."""
+
+    @field_validator("zmq_curve", mode="before")
+    @classmethod
+    def _word(cls, value: object) -> object:
+        """YAML reads a bare `on` or `off` as true or false."""
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
 class StoreSection(_Section):
@@ -79,6 +113,8 @@ class Security(_Section):
 
     require_key: bool = True
     """Whether every request needs a key."""
+    failed_logins_per_min: int = Field(default=20, ge=1, le=10_000)
+    """How many wrong keys an address may show in a minute before it is answered with 429; right ones still open."""
     allowed_model_roots: list[str] = ["{data_dir}/models"]
     """Folders that `file:` sources given over the API may lie in; this file may name any."""
 
@@ -157,6 +193,27 @@ class Config:
         return Path(text.replace("{data_dir}", str(self.data_dir))).expanduser()
 
     @property
+    def tls(self) -> TlsFiles | None:
+        """The files of `server.tls`, None without."""
+        tls = self.settings.server.tls
+        if tls.certificate is None or tls.key is None:
+            return None
+        return TlsFiles(
+            self.path(tls.certificate), self.path(tls.key), None if tls.client_ca is None else self.path(tls.client_ca)
+        )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.settings.server.host in ("127.0.0.1", "::1", "localhost")
+
+    @property
+    def curve_folder(self) -> Path | None:
+        """Where the server's CURVE key is kept, None when ZeroMQ goes without CURVE."""
+        wanted = self.settings.server.zmq_curve
+        return self.data_dir / "zmq" if wanted == "on" or (wanted == "auto" and not self.is_loopback) else None
+
+    @property
     def store_path(self) -> Path:
         """The SQLite file of `store.url`; InvalidRequest for a store this version does not have."""
         scheme, mark, rest = self.settings.store.url.partition(":///")
@@ -191,12 +248,23 @@ def load(
             "telemetry": settings.telemetry.model_copy(update={"log_level": log_level} if log_level else {}),
         }
     )
-    if settings.server.host not in ("127.0.0.1", "::1", "localhost") and not settings.security.require_key:
-        raise InvalidRequest("server.host: listening beyond loopback needs security.require_key: true")
     models = {name: _model(name, fields, document) for name, fields in settings.models.items()}
     devices = _devices(settings.devices, document.where(("devices",)))
     base = file.resolve().parent if file is not None else Path.cwd()
-    return Config(data_dir=place, settings=settings, models=models, devices=devices, source_base=base)
+    config = Config(data_dir=place, settings=settings, models=models, devices=devices, source_base=base)
+    _check_exposure(config)
+    return config
+
+
+def _check_exposure(config: Config) -> None:
+    """Refuse to be reached from elsewhere without knowing by whom."""
+    settings = config.settings
+    if config.is_loopback:
+        return
+    if not settings.security.require_key:
+        raise InvalidRequest("server.host: listening beyond loopback needs security.require_key: true")
+    if settings.server.events_port is not None and config.curve_folder is None:
+        raise InvalidRequest("server.events_port: publishing events beyond loopback needs CURVE; leave zmq_curve on")
 
 
 def _model(name: str, fields: dict[str, Any], document: "_Document") -> ModelSpec:

@@ -27,14 +27,16 @@ def models() -> dict[str, Any]:
         "smollm2": model("llama_cpp", smollm2_path(), options={"context": 4096, "slots": 4}),
         "silero": model("onnx", silero_path()),
         "add_sub": model("python", EXAMPLES / "add_sub.py"),
-        "identity": model("python", EXAMPLES / "identity.py"),
+        "identity": model("python", EXAMPLES / "identity.py", max_queue=512),
+        "caller": model("python", Path(__file__).with_name("caller.py")),
     }
 
 
 @pytest.fixture(scope="session")
 def coordinator(models: dict[str, Any]) -> Iterator[Coordinator]:
     with short_home() as data_dir:
-        yield from served(Coordinator(data_dir, config={"models": models}))
+        security = {"failed_logins_per_min": 10_000}  # some clients try many wrong keys to see them refused
+        yield from served(Coordinator(data_dir, config={"models": models, "security": security}))
 
 
 def served(running: Coordinator) -> Iterator[Coordinator]:
@@ -53,7 +55,8 @@ def judge(coordinator: Coordinator) -> Callable[..., str]:
         binaries = ROOT / ".venvs" / environment / "bin"
         if not binaries.is_dir():
             pytest.fail(f"{environment} is not installed: run `make clients`")
-        variables = {**os.environ, "MOC_URL": coordinator.url, "MOC_KEY": coordinator.key}
+        place = {"MOC_URL": coordinator.url, "MOC_GRPC": f"127.0.0.1:{coordinator.grpc_port}"}
+        variables = {**os.environ, **place, "MOC_KEY": coordinator.key}
         program, *arguments = command
         done = subprocess.run(
             [str(binaries / program), *arguments], env=variables, capture_output=True, text=True, timeout=300

@@ -12,7 +12,15 @@ Judge = Callable[..., str]
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("environment", "script"),
-    [("openai", "openai_sdk.py"), ("tritonclient", "triton_http.py"), ("kserve", "kserve_rest.py")],
+    [
+        ("openai", "openai_sdk.py"),
+        ("openai", "openai_responses.py"),
+        ("anthropic", "anthropic_sdk.py"),
+        ("tritonclient", "triton_http.py"),
+        ("tritonclient", "triton_grpc.py"),
+        ("kserve", "kserve_rest.py"),
+        ("kserve", "kserve_grpc.py"),
+    ],
 )
 def test_client(judge: Judge, environment: str, script: str) -> None:
     assert judge(environment, "python", str(SCRIPTS / script)).endswith("ok\n")

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from moc.workers.local import LocalWorkers
+from tests.grpc_stack import GrpcStack, serving
 from tests.hosted import Host, host
 from tests.rest_stack import RestStack, client, running
 
@@ -24,6 +25,13 @@ async def rest_client(rest_stack: RestStack) -> AsyncIterator[httpx.AsyncClient]
     """Talks to `rest_stack` with the admin key."""
     async with client(rest_stack) as made:
         yield made
+
+
+@pytest.fixture
+async def grpc_stack(tmp_path: Path) -> AsyncIterator[GrpcStack]:
+    """Started and ready, with a channel that has the admin key; no model is registered."""
+    async with serving(tmp_path) as stack:
+        yield stack
 
 
 @pytest.fixture

@@ -29,6 +29,20 @@ async def test_a_lease_is_acquired_renewed_and_released(rest_client: httpx.Async
     assert (await rest_client.get("/api/v1/leases/lse-none")).status_code == 404
 
 
+async def test_metrics_tell_of_leases(rest_client: httpx.AsyncClient) -> None:
+    assert (await rest_client.post("/api/v1/leases", json={"memory": "600MiB"})).status_code == 201
+    assert (await rest_client.post("/api/v1/leases", json={"memory": "600MiB"})).status_code == 507
+    lines = (await rest_client.get("/metrics")).text.splitlines()
+    for line in (
+        'modelops_leases{state="admitted"} 1.0',
+        'modelops_leases{state="pending"} 0.0',
+        'modelops_gpu_memory_reserved_bytes{device="declared:0",holder_kind="lease"} 6.291456e+08',
+        'modelops_gpu_lease_wait_seconds_count{outcome="granted"} 1.0',
+        'modelops_gpu_lease_wait_seconds_count{outcome="refused"} 1.0',
+    ):
+        assert line in lines
+
+
 async def test_a_client_that_leaves_waits_for_no_lease(rest_stack: RestStack, rest_client: httpx.AsyncClient) -> None:
     lease = (await rest_client.post("/api/v1/leases", json={"memory": "600MiB"})).json()
     with pytest.raises(httpx.ReadTimeout):

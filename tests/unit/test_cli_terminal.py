@@ -2,6 +2,7 @@
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -69,6 +70,12 @@ class Terminal:
         """Press Ctrl-C."""
         os.killpg(self._process.pid, signal.SIGINT)
 
+    def interrupt_prompt(self) -> None:
+        """Press Ctrl-C until it is heard: one that comes just before readline waits for a key is not."""
+        self.interrupt()
+        while not select.select([self._ours], [], [], 2)[0]:
+            self.interrupt()
+
     def end(self) -> tuple[int, str]:
         """Read to the end; the exit code and what else was printed."""
         while received := self._read():
@@ -103,7 +110,7 @@ def test_a_conversation_keeps_its_history_and_ctrl_c_stops_only_the_answer(stand
         assert said[2].startswith("you said")
         terminal.say("/clear")
         terminal.expect("> ")
-        terminal.interrupt()
+        terminal.interrupt_prompt()
         terminal.expect("> ")
         terminal.say("/exit")
         assert terminal.end()[0] == 0

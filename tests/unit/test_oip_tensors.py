@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moc.kernel.errors import InvalidRequest
-from moc.transports.rest.tensors import DATATYPES, check, pack, unpack
+from moc.transports.oip.tensors import DATATYPES, check, pack, unpack
 
 NUMPY = {
     "BOOL": "?",

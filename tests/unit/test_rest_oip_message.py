@@ -9,7 +9,8 @@ import pytest
 from moc.inference.gateway import Answer
 from moc.inference.request import Reply, Tensor
 from moc.kernel.errors import InvalidRequest, Unimplemented
-from moc.transports.rest.oip_message import Wanted, header_length, parse, render
+from moc.transports.oip.message import Wanted
+from moc.transports.rest.oip_message import header_length, parse, render
 
 FLOATS = struct.pack("<2f", 1.0, 2.5)
 

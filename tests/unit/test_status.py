@@ -15,7 +15,7 @@ from moc.transports.status import (
     openai_body,
     retry_after_s,
     unexpected,
-    zmq_body,
+    zmq_error,
 )
 
 GRPC_CODES = {
@@ -87,10 +87,20 @@ def test_each_shape_has_its_own_body() -> None:
     assert msgspec.json.decode(http_body(error, Shape.OIP, "req-1")) == {"error": "taken"}
     assert msgspec.json.decode(http_body(error, Shape.OPENAI, "req-1"))["error"]["type"] == "invalid_request_error"
     assert msgspec.json.decode(http_body(error, Shape.NATIVE, "req-1"))["error"]["request_id"] == "req-1"
-    assert msgspec.json.decode(zmq_body(error, "req-1")) == {
-        "success": False,
-        "error": {"code": "conflict", "message": "taken"},
+    assert msgspec.json.decode(http_body(error, Shape.ANTHROPIC, "req-1")) == {
+        "type": "error",
+        "error": {"type": "invalid_request_error", "message": "taken"},
         "request_id": "req-1",
+    }
+    assert zmq_error(error) == {"code": "conflict", "message": "taken"}
+
+
+def test_over_zeromq_an_error_tells_when_to_ask_again() -> None:
+    assert zmq_error(QueueFull("busy", retry_after_s=2.5, details={"waiting": 3})) == {
+        "code": "queue_full",
+        "message": "busy",
+        "details": {"waiting": 3},
+        "retry_after_s": 3,
     }
 
 

@@ -35,6 +35,7 @@ _GPU_TIMEOUT_S = 15
 _EXTRAS = (
     ("llama", "xllamacpp", "language models in GGUF files"),
     ("onnx", "onnxruntime", "ONNX models"),
+    ("transformers", "transformers", "models in safetensors, on the CPU or a GPU"),
     ("hub", "huggingface_hub", "hf: sources"),
 )
 _LIBRARIES = (("libgomp.so.1", "libgomp1"), ("libstdc++.so.6", "libstdc++6"))
@@ -183,10 +184,8 @@ def _ports(data_dir: Path) -> Iterator[Finding]:
         elif _is_free(port):
             yield Finding(what=what, verdict="ok", found=f"free, for {protocol}")
         else:
-            # Only REST is listened for by default; the others are kept for protocols still to come.
-            verdict: Verdict = "fail" if protocol == "REST" else "info"
             advice = f"stop what holds it, or start with `moc serve {option} N`"
-            yield Finding(what=what, verdict=verdict, found=f"taken by another program ({protocol})", advice=advice)
+            yield Finding(what=what, verdict="fail", found=f"taken by another program ({protocol})", advice=advice)
 
 
 def _is_free(port: int) -> bool:

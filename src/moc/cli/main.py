@@ -7,7 +7,23 @@ from typing import Annotated, NoReturn
 import typer
 
 import moc
-from moc.cli import chat, devices, doctor, events, explain, infer, keys, leases, models, screen, serve, status, workers
+from moc.cli import (
+    audit,
+    certs,
+    chat,
+    devices,
+    doctor,
+    events,
+    explain,
+    infer,
+    keys,
+    leases,
+    models,
+    screen,
+    serve,
+    status,
+    workers,
+)
 from moc.cli.session import DataDirOption, KeyOption, Session, UrlOption
 from moc.client.connection import Unreachable
 from moc.kernel.errors import MocError
@@ -57,6 +73,8 @@ app.add_typer(leases.app, name="lease")
 app.add_typer(explain.app, name="explain")
 app.command()(events.events)
 app.add_typer(keys.app, name="keys")
+app.add_typer(certs.app, name="certs")
+app.add_typer(audit.app, name="audit")
 app.command()(doctor.doctor)
 
 

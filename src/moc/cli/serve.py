@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import platformdirs
 import typer
 
+from moc.client.discovery import ADMIN_KEY_FILE
 from moc.kernel.errors import MocError
 from moc.resilience.deadline import NEVER
-from moc.security.identity import ADMIN_KEY_FILE
 
 if TYPE_CHECKING:
     from moc.app import Coordinator
@@ -23,8 +23,8 @@ def serve(
     data_dir: Annotated[Path | None, typer.Option(help="Where state is kept; made when missing.")] = None,
     config: Annotated[Path | None, typer.Option(help="Configuration file; DATA_DIR/moc.yaml when not given.")] = None,
     rest_port: Annotated[int | None, typer.Option(help="Port of REST; 0 = any free one.")] = None,
-    grpc_port: Annotated[int | None, typer.Option(help="Port of gRPC (not served by this version).")] = None,
-    zmq_port: Annotated[int | None, typer.Option(help="Port of ZeroMQ (not served by this version).")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="Port of gRPC; 0 = any free one.")] = None,
+    zmq_port: Annotated[int | None, typer.Option(help="Port of ZeroMQ; 0 = any free one.")] = None,
     starter: Annotated[
         bool, typer.Option("--starter", help="Register and load the small language model smollm2.")
     ] = False,
@@ -99,8 +99,15 @@ async def _announce_starter(coordinator: "Coordinator") -> None:
 def _announce(coordinator: "Coordinator") -> None:
     _say(f"ModelOps Coordinator {coordinator.replica.version} is ready.")
     _say(f"  REST       {coordinator.rest.url}  (API documentation under /docs)")
+    _say(f"  gRPC       {coordinator.grpc.target}")
+    _say(f"  ZeroMQ     {coordinator.zmq.url}{_curve(coordinator)}")
     _say(f"  admin key  {_key_file(coordinator)}")
     _say(f"  data       {coordinator.config.data_dir}")
+
+
+def _curve(coordinator: "Coordinator") -> str:
+    key = coordinator.zmq.public_key
+    return f"  (CURVE, the server's key is {key})" if key else ""
 
 
 def _program(coordinator: "Coordinator") -> str:

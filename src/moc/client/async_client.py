@@ -9,6 +9,7 @@ from moc.client import calls
 from moc.client.calls import Messages
 from moc.client.connection import AsyncConnection, AsyncStream
 from moc.client.discovery import Target
+from moc.client.keys import AsyncAudit, AsyncKeys
 from moc.client.leases import AsyncHeldLease, AsyncLeases, AsyncNotice
 from moc.client.views import (
     DeviceView,
@@ -162,6 +163,8 @@ class AsyncClient:
         self.workers = AsyncWorkers(self._line)
         self.devices = AsyncDevices(self._line)
         self.leases = AsyncLeases(self._line)
+        self.keys = AsyncKeys(self._line)
+        self.audit = AsyncAudit(self._line)
         self.system = AsyncSystem(self._line)
         self.events = AsyncEvents(self._line)
 

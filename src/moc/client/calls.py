@@ -8,16 +8,20 @@ from urllib.parse import quote
 import msgspec
 
 from moc.client.views import (
+    AuditPage,
     DeviceView,
     Document,
     EventPage,
     EventView,
     ExplanationView,
+    KeyView,
     LeaseView,
     MetadataView,
     ModelView,
+    NewKeyView,
     Page,
     SystemView,
+    VerdictView,
     WorkerView,
 )
 from moc.kernel.errors import Internal, InvalidRequest
@@ -151,6 +155,34 @@ def release_lease(lease_id: str, token: str) -> Call[LeaseView]:
     return Call(Asked(method="DELETE", path=_lease_path(lease_id), query={"token": token}), _json)
 
 
+def list_keys(after: str | None, limit: int) -> Call[Page[KeyView]]:
+    return Call(_get("/api/v1/keys", after=after, limit=limit), _page("keys"))
+
+
+def show_key(key_id: str) -> Call[KeyView]:
+    return Call(_get(_key_path(key_id)), _json)
+
+
+def create_key(wish: Mapping[str, Any]) -> Call[NewKeyView]:
+    return Call(_post("/api/v1/keys", wish), _json)
+
+
+def rotate_key(key_id: str, overlap_s: float) -> Call[NewKeyView]:
+    return Call(_post(f"{_key_path(key_id)}/rotate", {"overlap_s": overlap_s}), _json)
+
+
+def revoke_key(key_id: str) -> Call[KeyView]:
+    return Call(Asked(method="DELETE", path=_key_path(key_id)), _json)
+
+
+def list_audit(after: int | None, limit: int) -> Call[AuditPage]:
+    return Call(_get("/api/v1/audit", after=after, limit=limit), _page("audit"))
+
+
+def verify_audit() -> Call[VerdictView]:
+    return Call(_get("/api/v1/audit/verify"), _json)
+
+
 def list_events(after: int, limit: int) -> Call[EventPage]:
     return Call(_get("/api/v1/events", follow="false", after=after, limit=limit), _page("events"))
 
@@ -253,6 +285,10 @@ def _model_path(reference: str) -> str:
 
 def _lease_path(lease_id: str) -> str:
     return f"/api/v1/leases/{_part(lease_id)}"
+
+
+def _key_path(key_id: str) -> str:
+    return f"/api/v1/keys/{_part(key_id)}"
 
 
 def _protocol_path(reference: str) -> str:

@@ -55,9 +55,9 @@ class _Line:
             if not target.key.isascii() or not target.key.isprintable():
                 raise InvalidRequest("the key has characters no key has; copy it again, `moc keys show` prints it")
             options["headers"] = {"authorization": f"Bearer {target.key}"}
-        if target.url.startswith("http:"):
-            # Reading the system's certificates takes longer than everything else at start; plain HTTP needs none.
-            options["verify"] = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        tls = _tls(target)
+        if tls is not None:
+            options["verify"] = tls
         return options
 
     def _request(self, http: "httpx.Client | httpx.AsyncClient", asked: Asked, read_s: float | None) -> "httpx.Request":
@@ -288,6 +288,26 @@ class AsyncStream(Generic[T]):
             reader.finish()
         finally:
             await self._response.aclose()
+
+
+def _tls(target: Target) -> ssl.SSLContext | None:
+    """How the coordinator is to prove itself, and we to it; None = as httpx has it."""
+    if target.url.startswith("http:"):
+        # Reading the system's certificates takes longer than everything else at start; plain HTTP needs none.
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if target.ca_file is None and target.certificate is None:
+        return None
+    at = target.ca_file
+    try:
+        context = ssl.create_default_context(cafile=at)
+        if target.certificate is not None:
+            at, key = target.certificate, target.certificate.with_suffix(".key")
+            context.load_cert_chain(at, key if key.is_file() else None)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidRequest(
+            f"{at} cannot be used for TLS ({error}); it must be a PEM file that you may read"
+        ) from None
+    return context
 
 
 def _cause(error: Exception) -> str:

@@ -14,14 +14,22 @@ from moc.kernel.errors import Forbidden, InvalidRequest
 DEFAULT_URL = "http://127.0.0.1:8008"
 ADMIN_KEY_FILE = "admin.key"
 ENDPOINTS_FILE = "endpoints.json"
+CERTIFICATES_FOLDER = "certs"
+AUTHORITY_FILE = "ca.pem"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A coordinator's address, without a slash at its end, and the key to show it; None = no key is known."""
+    """A coordinator's address, without a slash at its end, and the key to show it; None = no key is known.
+
+    Over TLS `ca_file` is the authority to trust, None = those the system trusts; `certificate` (PEM, with its key in
+    the same file or beside it as `.key`) is shown to the coordinator.
+    """
 
     url: str
     key: str | None = field(repr=False)
+    ca_file: Path | None = None
+    certificate: Path | None = None
 
     @property
     def is_local(self) -> bool:
@@ -42,8 +50,9 @@ def choose_data_dir(data_dir: str | Path | None = None) -> Path:
 def locate(url: str | None = None, key: str | None = None, data_dir: str | Path | None = None) -> Target:
     """Find the coordinator: what is given wins over `MOC_URL` and `MOC_KEY`, those over the data folder's files.
 
-    The admin key of the data folder is only ever shown to an address of this machine. Raises InvalidRequest
-    for an address that is none, Forbidden when the key file may not be read.
+    The admin key of the data folder is only ever shown to an address of this machine, where the private authority
+    of that folder is trusted too. `MOC_CA_FILE` names another authority, `MOC_CERTIFICATE` a client's certificate.
+    Raises InvalidRequest for an address that is none, Forbidden when the key file may not be read.
     """
     folder = choose_data_dir(data_dir)
     address = url or os.environ.get("MOC_URL") or _running_url(folder) or DEFAULT_URL
@@ -51,7 +60,8 @@ def locate(url: str | None = None, key: str | None = None, data_dir: str | Path 
     secret = key or os.environ.get("MOC_KEY")
     if not secret and _is_loopback(address):
         secret = read_admin_key(folder)
-    return Target(address, secret or None)
+    certificate = os.environ.get("MOC_CERTIFICATE")
+    return Target(address, secret or None, _authority(address, folder), Path(certificate) if certificate else None)
 
 
 def read_admin_key(data_dir: Path) -> str | None:
@@ -86,6 +96,14 @@ def read_endpoints(data_dir: Path) -> dict[str, Any]:
 def _running_url(data_dir: Path) -> str | None:
     rest = read_endpoints(data_dir).get("rest")
     return rest if isinstance(rest, str) else None
+
+
+def _authority(address: str, folder: Path) -> Path | None:
+    named = os.environ.get("MOC_CA_FILE")
+    if named:
+        return Path(named).expanduser()
+    own = folder / CERTIFICATES_FOLDER / AUTHORITY_FILE
+    return own if _is_loopback(address) and own.is_file() else None
 
 
 def _checked(url: str) -> str:

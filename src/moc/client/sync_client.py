@@ -9,6 +9,7 @@ from moc.client import calls
 from moc.client.calls import Messages
 from moc.client.connection import Connection, Stream
 from moc.client.discovery import Target
+from moc.client.keys import Audit, Keys
 from moc.client.leases import HeldLease, Leases, Notice
 from moc.client.views import (
     DeviceView,
@@ -162,6 +163,8 @@ class Client:
         self.workers = Workers(self._line)
         self.devices = Devices(self._line)
         self.leases = Leases(self._line)
+        self.keys = Keys(self._line)
+        self.audit = Audit(self._line)
         self.system = System(self._line)
         self.events = Events(self._line)
 

@@ -24,12 +24,13 @@ class WorkerView(TypedDict):
     adopted: bool
     term: int
     started_at: str
+    devices: list[str]
     memory_bytes: int | None
     in_flight: int
 
 
 class ExpectedMemoryView(TypedDict):
-    """What a version will need when it is loaded; `how` is declared, learned, estimated or file size."""
+    """What a version will need on each of its devices; `how` is declared, learned, estimated or file size."""
 
     bytes: int
     how: str
@@ -51,6 +52,10 @@ class ModelView(TypedDict):
     devices: str | list[str]
     memory_bytes: int | None
     expected_memory: ExpectedMemoryView | None
+    host_memory_bytes: int | None
+    shards: int
+    group: str
+    min_residency_s: float | None
     preload: bool
     pin: bool
     ttl_s: float
@@ -150,6 +155,65 @@ class LeaseView(TypedDict):
     evict_in_s: float | None
 
 
+class KeyView(TypedDict):
+    """An API key, without what opens; see `moc keys`."""
+
+    id: str
+    name: str
+    role: str
+    state: str
+    models: list[str]
+    rate: str | None
+    max_concurrency: int | None
+    curve_public: str
+    created_at: str
+    created_by: str
+    expires_at: str | None
+    rotated_at: str | None
+    overlap_until: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+
+
+class NewKeyView(KeyView):
+    """A key with the token that opens, which is told once."""
+
+    token: str
+
+
+class AuditView(TypedDict):
+    """Who did what to what; `outcome` is `ok` or an error's code."""
+
+    seq: int
+    at: str
+    actor: str
+    actor_name: str
+    operation: str
+    subject: str
+    outcome: str
+    request_id: str
+    address: str
+    previous: str
+    hash: str
+
+
+class AuditPage(TypedDict):
+    """Part of the audit; give `next` as `after` for the part behind it, None = there is none yet."""
+
+    items: list[AuditView]
+    next: int | None
+
+
+class VerdictView(TypedDict):
+    """Whether the audit is whole, up to the entry `checked`; `problem` says what is wrong behind it."""
+
+    whole: bool
+    checked: int
+    head_seq: int
+    head_hash: str
+    problem: str
+
+
 class EventView(TypedDict):
     id: int
     at: str
@@ -167,6 +231,14 @@ class EventPage(TypedDict):
     next: int | None
 
 
+class PlacementView(TypedDict):
+    """A device that a model would be loaded on."""
+
+    device: str
+    free_before_bytes: int
+    free_after_bytes: int
+
+
 class VictimView(TypedDict):
     """A model that would be unloaded so that another fits."""
 
@@ -179,14 +251,15 @@ class VictimView(TypedDict):
 
 
 class ExplanationView(TypedDict):
-    """What loading a model would do now: where it goes and who leaves for it, or why it fits nowhere."""
+    """What loading a model would do now: where it goes and who leaves for it, or why it fits nowhere.
+
+    It needs `needed_bytes` on each device.
+    """
 
     reference: str
     needed_bytes: int
     fits: bool
-    device: str | None
-    free_before_bytes: int | None
-    free_after_bytes: int | None
+    placements: list[PlacementView]
     victims: list[VictimView]
     reason: str
     message: str

@@ -6,7 +6,7 @@ answer.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 import msgspec
@@ -86,6 +86,7 @@ class AnswerStream:
         self._deadline = deadline
         self._first: bytes | None = None
         self._given = 0
+        self._at_end: list[Callable[[], None]] = []
 
     async def begin(self) -> None:
         """Wait for the first chunk, so that what goes wrong before it is raised here."""
@@ -93,6 +94,13 @@ class AnswerStream:
             self._first = await self._next()
         except StopAsyncIteration:
             self._first = None
+
+    def at_end(self, tell: Callable[[], None]) -> None:
+        """Call `tell` once the place is given back; at once when it is."""
+        if self._visit is None:
+            tell()
+        else:
+            self._at_end.append(tell)
 
     def __aiter__(self) -> "AnswerStream":
         return self
@@ -137,6 +145,8 @@ class AnswerStream:
                 await close()
         finally:
             visit.end(code)
+            for tell in self._at_end:
+                tell()
 
 
 class Gateway:

@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 import msgspec
 
-Kind = Literal["tensors", "chat", "completion", "embeddings"]
-"""`tensors` carries tensors; the others carry the JSON body of the OpenAI request of that name, as it came."""
+Kind = Literal["tensors", "chat", "completion", "embeddings", "rerank", "transcription"]
+"""`tensors` carries tensors and `transcription` a sound file, with what is asked of it in `parameters`; the others
+carry the JSON body of the OpenAI request of that name (of `rerank`: `query` and `documents`, texts), as it came.
+"""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -43,7 +45,7 @@ class Request(msgspec.Struct, gc=False):
 
 
 class Reply(msgspec.Struct, gc=False):
-    """One answer: tensors with their bytes in `body`, or the JSON document of the OpenAI answer."""
+    """One answer: tensors with their bytes in `body`, or the JSON document of the answer."""
 
     body: Buffer
     outputs: tuple[Tensor, ...] = ()

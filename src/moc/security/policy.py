@@ -1,6 +1,8 @@
 """What each role may do; what is not named here nobody may."""
 
+from collections.abc import Sequence
 from enum import StrEnum
+from fnmatch import fnmatchcase
 
 from moc.security.identity import Role
 
@@ -14,6 +16,9 @@ class Operation(StrEnum):
     CHANGE_DEVICES = "devices.change"
     READ_LEASES = "leases.read"
     CHANGE_LEASES = "leases.change"
+    READ_KEYS = "keys.read"
+    CHANGE_KEYS = "keys.change"
+    READ_AUDIT = "audit.read"
 
 
 _READER = frozenset({Operation.READ_MODELS, Operation.READ_SYSTEM, Operation.READ_DEVICES, Operation.READ_LEASES})
@@ -25,3 +30,9 @@ ALLOWED: dict[Role, frozenset[Operation]] = {
     | {Operation.INFER, Operation.CHANGE_MODELS, Operation.CHANGE_DEVICES, Operation.CHANGE_LEASES},
     Role.ADMIN: frozenset(Operation),
 }
+
+
+def covers(globs: Sequence[str], reference: str) -> bool:
+    """Whether a model (`name` or `name@version`) is one of those the globs name; without `@` a glob names a model."""
+    name = reference.partition("@")[0]
+    return any(fnmatchcase(reference if "@" in glob else name, glob) for glob in globs)

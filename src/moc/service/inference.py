@@ -11,7 +11,7 @@ from moc.models.manager import ModelManager
 from moc.resilience.deadline import Deadline
 from moc.security.identity import Identity
 from moc.security.policy import Operation
-from moc.service.guard import require
+from moc.service.guard import check, require, visible
 
 __all__ = [
     "Answer",
@@ -114,16 +114,25 @@ class InferenceService:
 
     async def infer(self, identity: Identity, reference: str, request: Request, deadline: Deadline) -> Answer:
         """One answer; see `inference.gateway.Gateway.infer`."""
-        require(identity, Operation.INFER)
-        return await self._gateway.infer(reference, request, deadline)
+        require(identity, Operation.INFER, model=reference)
+        with identity.quota:
+            return await self._gateway.infer(reference, request, deadline)
 
     async def stream(self, identity: Identity, reference: str, request: Request, deadline: Deadline) -> AnswerStream:
         """An answer in chunks, when the first is there; close it."""
-        require(identity, Operation.INFER)
-        return await self._gateway.stream(reference, request, deadline)
+        require(identity, Operation.INFER, model=reference)
+        identity.quota.enter()
+        try:
+            stream = await self._gateway.stream(reference, request, deadline)
+        except BaseException:
+            identity.quota.leave()
+            raise
+        stream.at_end(identity.quota.leave)
+        return stream
 
-    def is_ready(self, reference: str) -> bool:
+    def is_ready(self, identity: Identity, reference: str) -> bool:
         """Whether it is loaded now; NotFound for a model or version there is not."""
+        require(identity, Operation.READ_MODELS, model=reference)
         if self._manager.find(reference) is not None:
             return True
         self._catalogue.entry(reference)
@@ -131,19 +140,20 @@ class InferenceService:
 
     async def describe(self, identity: Identity, reference: str, deadline: Deadline) -> Description:
         """What it takes and gives; a version that was never loaded is loaded to find out."""
-        require(identity, Operation.READ_MODELS)
+        require(identity, Operation.READ_MODELS, model=reference)
         entry = self._catalogue.entry(reference)
         if not entry.status.info:
-            require(identity, Operation.INFER)
+            check(identity, Operation.INFER, model=reference)
             await self._manager.ensure_ready(reference, deadline)
         return self._description(entry)
 
     def statistics(self, identity: Identity, reference: str | None) -> list[Statistics]:
         """Of one version, or of every version there is."""
-        require(identity, Operation.READ_MODELS)
         if reference is not None:
+            require(identity, Operation.READ_MODELS, model=reference)
             return [self._tally.of(self._catalogue.entry(reference).version.reference)]
-        entries = [entry for name in self._catalogue.names() for entry in self._catalogue.versions(name)]
+        seen = visible(identity, Operation.READ_MODELS)
+        entries = [entry for name in self._catalogue.names() if seen(name) for entry in self._catalogue.versions(name)]
         return [self._tally.of(entry.version.reference) for entry in entries]
 
     def _description(self, entry: Entry) -> Description:

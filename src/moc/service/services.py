@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
-from moc.security.identity import Authenticator
+from moc.security.authenticator import Authenticator
+from moc.service.audit import AuditService
 from moc.service.devices import DevicesService
 from moc.service.inference import InferenceService
+from moc.service.keys import KeysService
 from moc.service.leases import LeasesService
 from moc.service.models import ModelsService
 from moc.service.system import SystemService
@@ -19,4 +21,6 @@ class Services:
     models: ModelsService
     devices: DevicesService
     leases: LeasesService
+    keys: KeysService
+    audit: AuditService
     system: SystemService

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import psutil
@@ -11,8 +12,10 @@ from moc.kernel.records import Store
 from moc.security.identity import Identity
 from moc.security.policy import Operation
 from moc.service.devices import DevicesService
-from moc.service.guard import require
+from moc.service.guard import require, visible
+from moc.service.leases import LeasesService
 from moc.service.views import (
+    ChargeView,
     EventView,
     MemoryView,
     Page,
@@ -67,6 +70,7 @@ class SystemService:
         seats: Sequence[HeldSeat],
         workforce: Workforce,
         devices: DevicesService,
+        leases: LeasesService,
         metrics: Metrics,
     ) -> None:
         self._replica = replica
@@ -74,6 +78,7 @@ class SystemService:
         self._seats = seats
         self._workforce = workforce
         self._devices = devices
+        self._leases = leases
         self._metrics = metrics
 
     async def workers(self, identity: Identity, *, after: str | None, limit: int) -> Page[WorkerView]:
@@ -118,9 +123,11 @@ class SystemService:
         return [event_view(event) for event in await self._store.events(after=after, limit=limit)]
 
     async def follow(self, identity: Identity, *, after: int) -> AsyncIterator[EventView]:
-        """Events with an id greater than `after`, then each as it happens; endless."""
+        """Events with an id greater than `after`, then each as it happens; ends only with the caller's key."""
         require(identity, Operation.READ_SYSTEM)
         async for event in self._store.follow(after=after):
+            if identity.quota.ended:
+                return
             yield event_view(event)
 
     async def last_event_id(self, identity: Identity) -> int:
@@ -143,6 +150,11 @@ class SystemService:
         """The program's version."""
         return self._replica.version
 
+    def urls(self, identity: Identity) -> dict[str, str]:
+        """Where this replica is reached, by protocol."""
+        visible(identity, Operation.READ_MODELS)  # also for a key that is limited to some models
+        return dict(self._replica.urls)
+
     def metrics(self, identity: Identity) -> bytes:
         """Every series in Prometheus' text format (METRICS_CONTENT_TYPE)."""
         require(identity, Operation.READ_SYSTEM)
@@ -157,8 +169,18 @@ class SystemService:
                 capacity_bytes=view.capacity_bytes,
                 used_bytes=view.measured_bytes,
                 unmanaged_bytes=view.unmanaged_bytes,
+                reserved_bytes=_by_kind(view.charges),
             )
             for view in self._devices.views()
         )
+        self._metrics.observe_leases(self._leases.count())
         for seat in self._seats:
             self._metrics.observe_seat(seat.name, held=seat.held, term=seat.term)
+
+
+def _by_kind(charges: Iterable[ChargeView]) -> Mapping[str, int]:
+    """Bytes by what stands before the colon of each holder's name."""
+    found: Counter[str] = Counter()
+    for charge in charges:
+        found[charge.holder.partition(":")[0]] += charge.bytes
+    return found

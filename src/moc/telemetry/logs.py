@@ -5,6 +5,8 @@ import sys
 
 import structlog
 
+from moc.security.redact import redact
+
 
 def configure(*, level: str, form: str) -> None:
     """Set logging up for this process. `form` is `auto`, `console` or `json`; `level` a standard level name."""
@@ -18,6 +20,7 @@ def configure(*, level: str, form: str) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        redact,
     ]
     structlog.configure(
         processors=[*shared, renderer],
@@ -30,3 +33,4 @@ def configure(*, level: str, form: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(number, logging.WARNING))
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what the sender of a form is told

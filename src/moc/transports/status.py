@@ -18,12 +18,13 @@ class Status:
 
     `http` is the REST status, `oip` the one on Open Inference Protocol routes (whose clients retry on 503
     only), `grpc` the name of the gRPC code, `openai` the `type` and `openai_code` the `code` of an OpenAI
-    error; `retry` tells whether asking again, unchanged, may succeed.
+    error, `anthropic` the `type` of an Anthropic one; `retry` tells whether asking again, unchanged, may succeed.
     """
 
     http: int
     grpc: str
     openai: str
+    anthropic: str
     openai_code: str = ""
     oip: int = 0
     retry: bool = False
@@ -33,31 +34,45 @@ _INVALID = "invalid_request_error"
 _LIMIT = "rate_limit_error"
 _SERVER = "server_error"
 _TIMEOUT = "timeout_error"
+_API = "api_error"
+_OVERLOADED = "overloaded_error"
 
 STATUSES: Mapping[str, Status] = MappingProxyType(
     {
-        "invalid_request": Status(http=400, grpc="INVALID_ARGUMENT", openai=_INVALID),
+        "invalid_request": Status(http=400, grpc="INVALID_ARGUMENT", openai=_INVALID, anthropic=_INVALID),
         "unauthenticated": Status(
-            http=401, grpc="UNAUTHENTICATED", openai="authentication_error", openai_code="invalid_api_key"
+            http=401,
+            grpc="UNAUTHENTICATED",
+            openai="authentication_error",
+            anthropic="authentication_error",
+            openai_code="invalid_api_key",
         ),
-        "forbidden": Status(http=403, grpc="PERMISSION_DENIED", openai="permission_error"),
-        "not_found": Status(http=404, grpc="NOT_FOUND", openai=_INVALID),
-        "conflict": Status(http=409, grpc="ABORTED", openai=_INVALID),
-        "too_large": Status(http=413, grpc="RESOURCE_EXHAUSTED", openai=_INVALID),
-        "not_leader": Status(http=421, grpc="FAILED_PRECONDITION", openai=_SERVER, retry=True),
-        "rate_limited": Status(http=429, grpc="RESOURCE_EXHAUSTED", openai=_LIMIT, retry=True),
-        "queue_full": Status(http=429, oip=503, grpc="RESOURCE_EXHAUSTED", openai=_LIMIT, retry=True),
-        "cancelled": Status(http=499, grpc="CANCELLED", openai=_SERVER),
-        "internal": Status(http=500, grpc="INTERNAL", openai=_SERVER),
-        "unimplemented": Status(http=501, grpc="UNIMPLEMENTED", openai=_INVALID),
-        "load_failed": Status(http=503, grpc="UNAVAILABLE", openai=_SERVER),
-        "worker_lost": Status(http=503, grpc="UNAVAILABLE", openai=_SERVER, retry=True),
-        "unavailable": Status(http=503, grpc="UNAVAILABLE", openai=_SERVER, retry=True),
-        "store_unavailable": Status(http=503, grpc="UNAVAILABLE", openai=_SERVER, retry=True),
-        "circuit_open": Status(http=503, grpc="UNAVAILABLE", openai=_SERVER, retry=True),
-        "deadline_exceeded": Status(http=504, oip=503, grpc="DEADLINE_EXCEEDED", openai=_TIMEOUT, retry=True),
-        "deadline_unreachable": Status(http=504, oip=503, grpc="DEADLINE_EXCEEDED", openai=_TIMEOUT, retry=True),
-        "no_capacity": Status(http=507, grpc="RESOURCE_EXHAUSTED", openai=_SERVER, retry=True),
+        "forbidden": Status(
+            http=403, grpc="PERMISSION_DENIED", openai="permission_error", anthropic="permission_error"
+        ),
+        "not_found": Status(http=404, grpc="NOT_FOUND", openai=_INVALID, anthropic="not_found_error"),
+        "conflict": Status(http=409, grpc="ABORTED", openai=_INVALID, anthropic=_INVALID),
+        "too_large": Status(http=413, grpc="RESOURCE_EXHAUSTED", openai=_INVALID, anthropic="request_too_large"),
+        "not_leader": Status(http=421, grpc="FAILED_PRECONDITION", openai=_SERVER, anthropic=_OVERLOADED, retry=True),
+        "rate_limited": Status(http=429, grpc="RESOURCE_EXHAUSTED", openai=_LIMIT, anthropic=_LIMIT, retry=True),
+        "queue_full": Status(
+            http=429, oip=503, grpc="RESOURCE_EXHAUSTED", openai=_LIMIT, anthropic=_OVERLOADED, retry=True
+        ),
+        "cancelled": Status(http=499, grpc="CANCELLED", openai=_SERVER, anthropic=_API),
+        "internal": Status(http=500, grpc="INTERNAL", openai=_SERVER, anthropic=_API),
+        "unimplemented": Status(http=501, grpc="UNIMPLEMENTED", openai=_INVALID, anthropic=_INVALID),
+        "load_failed": Status(http=503, grpc="UNAVAILABLE", openai=_SERVER, anthropic=_API),
+        "worker_lost": Status(http=503, grpc="UNAVAILABLE", openai=_SERVER, anthropic=_OVERLOADED, retry=True),
+        "unavailable": Status(http=503, grpc="UNAVAILABLE", openai=_SERVER, anthropic=_OVERLOADED, retry=True),
+        "store_unavailable": Status(http=503, grpc="UNAVAILABLE", openai=_SERVER, anthropic=_OVERLOADED, retry=True),
+        "circuit_open": Status(http=503, grpc="UNAVAILABLE", openai=_SERVER, anthropic=_OVERLOADED, retry=True),
+        "deadline_exceeded": Status(
+            http=504, oip=503, grpc="DEADLINE_EXCEEDED", openai=_TIMEOUT, anthropic=_TIMEOUT, retry=True
+        ),
+        "deadline_unreachable": Status(
+            http=504, oip=503, grpc="DEADLINE_EXCEEDED", openai=_TIMEOUT, anthropic=_TIMEOUT, retry=True
+        ),
+        "no_capacity": Status(http=507, grpc="RESOURCE_EXHAUSTED", openai=_SERVER, anthropic=_OVERLOADED, retry=True),
     }
 )
 """Every code of `kernel.errors.ERRORS`."""
@@ -68,6 +83,7 @@ class Shape(Enum):
 
     NATIVE = "native"
     OPENAI = "openai"
+    ANTHROPIC = "anthropic"
     OIP = "oip"
 
 
@@ -93,6 +109,8 @@ def http_body(error: MocError, shape: Shape, request_id: str) -> bytes:
     """The JSON body of an error on a route of that protocol."""
     if shape is Shape.OPENAI:
         return openai_body(error)
+    if shape is Shape.ANTHROPIC:
+        return anthropic_body(error, request_id)
     if shape is Shape.OIP:
         return oip_body(error)
     return native_body(error, request_id)
@@ -114,15 +132,26 @@ def openai_body(error: MocError) -> bytes:
     return msgspec.json.encode({"error": story})
 
 
+def anthropic_body(error: MocError, request_id: str) -> bytes:
+    """`{"type": "error", "error": {"type", "message"}, "request_id"}`."""
+    story = {"type": status_of(error).anthropic, "message": error.message}
+    return msgspec.json.encode({"type": "error", "error": story, "request_id": request_id})
+
+
 def oip_body(error: MocError) -> bytes:
     """`{"error": "message"}`."""
     return msgspec.json.encode({"error": error.message})
 
 
-def zmq_body(error: MocError, request_id: str) -> bytes:
-    """`{"success": false, "error": {"code", "message"}, "request_id"}`."""
-    story = {"code": error.code, "message": error.message}
-    return msgspec.json.encode({"success": False, "error": story, "request_id": request_id})
+def zmq_error(error: MocError) -> dict[str, Any]:
+    """`{"code", "message", "details"?, "retry_after_s"?}`."""
+    story: dict[str, Any] = {"code": error.code, "message": error.message}
+    if error.details:
+        story["details"] = error.details
+    wait = retry_after_s(error)
+    if wait is not None:
+        story["retry_after_s"] = wait
+    return story
 
 
 def unexpected(request_id: str) -> Internal:

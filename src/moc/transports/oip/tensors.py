@@ -1,4 +1,4 @@
-"""Tensors between JSON and the binary layout (row-major, little-endian, BYTES behind u32 lengths).
+"""Tensors between elements and the binary layout (row-major, little-endian, BYTES behind u32 lengths).
 
 `struct` rather than an array library: it refuses what does not fit the datatype instead of wrapping it.
 """
@@ -19,6 +19,7 @@ from moc.kernel.errors import InvalidRequest
 Buffer = bytes | bytearray | memoryview
 
 RANK_MAX: Final = 32
+DIMENSION_MAX: Final = 2**62
 _LENGTH: Final = struct.Struct("<I")
 _OPENING: Final = re.compile(rb"[\s\[]*")
 
@@ -41,12 +42,15 @@ def pack(name: str, datatype: str, shape: Sequence[int], data: Buffer) -> bytes:
     """
     _check_datatype(name, datatype)
     values = _elements(name, datatype, shape, data)
-    if datatype == "BYTES":
-        return b"".join([_LENGTH.pack(len(item)) + item for item in [value.encode() for value in values]])
-    try:
-        return struct.pack(f"<{len(values)}{_CODES[datatype]}", *values)
-    except (struct.error, OverflowError):
-        raise InvalidRequest(f"tensor {name!r}: an element of `data` is out of the range of {datatype}") from None
+    return _packed(name, datatype, [value.encode() for value in values] if datatype == "BYTES" else values)
+
+
+def pack_values(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any]) -> bytes:
+    """The bytes of a tensor given as flat elements, those of BYTES as bytes; InvalidRequest as for `pack`."""
+    _check_datatype(name, datatype)
+    if len(values) != prod(shape):
+        raise _misfit(name, shape)
+    return _packed(name, datatype, values)
 
 
 def unpack(name: str, datatype: str, data: Buffer) -> Sequence[Any]:
@@ -72,6 +76,23 @@ def check(name: str, datatype: str, shape: Sequence[int], data: Buffer) -> None:
         found, expected, unit = len(data), count * _SIZES[datatype], "bytes"
     if found != expected:
         raise InvalidRequest(f"tensor {name!r}: shape {list(shape)} of {datatype} takes {expected} {unit}, not {found}")
+
+
+def check_shape(name: str, shape: Sequence[int]) -> None:
+    """InvalidRequest unless `shape` is one; JSON's reader knows that by itself."""
+    if shape and (min(shape) < 0 or max(shape) > DIMENSION_MAX or len(shape) > RANK_MAX):
+        raise InvalidRequest(
+            f"tensor {name!r}: a shape has at most {RANK_MAX} dimensions from 0 up, not {list(shape)[: RANK_MAX + 1]}"
+        )
+
+
+def _packed(name: str, datatype: str, values: Sequence[Any]) -> bytes:
+    if datatype == "BYTES":
+        return b"".join([_LENGTH.pack(len(value)) + value for value in values])
+    try:
+        return struct.pack(f"<{len(values)}{_CODES[datatype]}", *values)
+    except (struct.error, OverflowError):
+        raise InvalidRequest(f"tensor {name!r}: an element of `data` is out of the range of {datatype}") from None
 
 
 def _check_datatype(name: str, datatype: str) -> None:

@@ -16,7 +16,9 @@ from starlette.types import ASGIApp
 
 from moc.kernel.errors import InvalidRequest, MocError
 from moc.service.services import Services
-from moc.transports.rest import management, operations
+from moc.transports.rest import compatibility, management, operations
+from moc.transports.rest.anthropic import Anthropic
+from moc.transports.rest.audio import Audio
 from moc.transports.rest.document import document
 from moc.transports.rest.exchange import Exchange
 from moc.transports.rest.failure import failure_of
@@ -27,6 +29,8 @@ from moc.transports.rest.oip_extensions import Extensions
 from moc.transports.rest.oip_generate import Generation
 from moc.transports.rest.openai import OpenAI
 from moc.transports.rest.operation import EXCHANGE, Operation
+from moc.transports.rest.rerank import Rerank
+from moc.transports.rest.responses import Responses
 
 _OPENAPI: Final = "/openapi.json"
 _DOCS_POLICY: Final = (
@@ -55,8 +59,8 @@ def build(services: Services, *, limits: Limits, hosts: frozenset[str] | None, c
 
 def protocol_operations(services: Services) -> list[Operation]:
     """Every operation of the inference protocols, in the order in which they are looked for."""
-    parts = (CoreProtocol(services), OpenAI(services), Extensions(services), Generation(services))
-    found = [operation for part in parts for operation in part.operations()]
+    parts = (CoreProtocol, OpenAI, Anthropic, Responses, Rerank, Audio, Extensions, Generation)
+    found = [operation for part in parts for operation in part(services).operations()]
     # A path that is only a model's name also matches what is written out, such as /v2/models/stats.
     return sorted(found, key=lambda operation: operation.path.endswith("{model}"))
 
@@ -77,6 +81,7 @@ def _management(
     )
     app.include_router(management.router(services, closing=closing))
     app.include_router(operations.router(services))
+    app.include_router(compatibility.router(services))
 
     @app.get(_OPENAPI, tags=["operations"], summary="Show this document")
     async def openapi() -> Response:

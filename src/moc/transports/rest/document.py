@@ -14,7 +14,7 @@ from moc.transports.rest.operation import DEADLINE_HEADER, Operation
 from moc.transports.status import Shape
 
 _REF: Final = "#/components/schemas/{name}"
-_TAGS: Final = {Shape.OPENAI: "OpenAI", Shape.OIP: "Open Inference Protocol"}
+_TAGS: Final = {Shape.OPENAI: "OpenAI", Shape.ANTHROPIC: "Anthropic", Shape.OIP: "Open Inference Protocol"}
 _PARAMETER: Final = re.compile(r"{(\w+)}")
 _TEXT: Final = {"type": "string"}
 _MESSAGE: Final = {"message": _TEXT, "code": _TEXT}
@@ -28,6 +28,11 @@ _ERRORS: Final[dict[Shape, dict[str, Any]]] = {
         "type": "object",
         "required": ["message", "type", "code", "param"],
         "properties": {**_MESSAGE, "type": _TEXT, "param": {"type": ["string", "null"]}},
+    },
+    Shape.ANTHROPIC: {
+        "type": "object",
+        "required": ["type", "message"],
+        "properties": {"type": _TEXT, "message": _TEXT},
     },
     Shape.OIP: _TEXT,
 }
@@ -103,7 +108,7 @@ def _describe(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
     if operation.path.endswith("/"):
         described["operationId"] += "_slash"
     if operation.body is not None:
-        content = {"application/json": {"schema": schemas.of(operation.body)}}
+        content = {operation.body_media: {"schema": schemas.of(operation.body)}}
         if operation.binary_body:
             content["application/octet-stream"] = {"schema": _TEXT}
             described["parameters"].append(_HEADER_LENGTH)

@@ -3,19 +3,17 @@
 import base64
 import binascii
 import contextlib
-import itertools
-import re
 from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
-from moc.kernel.errors import InvalidRequest, TooLarge
-from moc.kernel.ids import new_id
-from moc.resilience.deadline import NEVER, Deadline
+from moc.kernel.errors import TooLarge
+from moc.resilience.deadline import Deadline
 from moc.security.identity import Identity
 from moc.service.inference import Answer, AnswerStream
+from moc.transports.headers import deadline_of, provenance, request_id_of
 from moc.transports.rest.disconnect import Watch, Watchman
 from moc.transports.rest.limits import Limits
 from moc.transports.status import Shape
@@ -25,10 +23,9 @@ Buffer = bytes | bytearray | memoryview
 WRITER: Final = "moc.writer"
 """Where an ASGI scope carries the connection's Writer, if it has one."""
 
-_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_PROCESS: Final = new_id("req")
-_COUNT: Final = itertools.count(1)
-_DAY_MS: Final = 86_400_000
+CERTIFICATE: Final = "moc.certificate"
+"""Where an ASGI scope carries the common name of the client's certificate, if it showed one."""
+
 JSON: Final = b"application/json"
 EVENTS: Final = b"text/event-stream; charset=utf-8"
 
@@ -77,9 +74,13 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._watchman = watchman
-        given = self._headers.get(b"x-moc-request-id")
-        sane = given is not None and _REQUEST_ID.fullmatch(given) is not None
-        self.request_id = given.decode("ascii") if given is not None and sane else f"{_PROCESS}-{next(_COUNT):x}"
+        self.request_id = request_id_of(self._headers.get(b"x-moc-request-id"))
+
+    @property
+    def address(self) -> str:
+        """The IP address that the connection comes from, '' when it has none."""
+        client = self.scope.get("client")
+        return client[0] if client else ""
 
     def header(self, name: bytes) -> bytes | None:
         """A request header by its lower-case name."""
@@ -101,14 +102,15 @@ class Exchange:
         key = self._headers.get(b"x-api-key")
         return None if key is None else key.strip().decode("latin-1")
 
+    @property
+    def certificate(self) -> str | None:
+        """The common name of the client's certificate, which TLS has proved."""
+        name: str | None = self.scope.get(CERTIFICATE)
+        return name
+
     def deadline(self) -> Deadline:
         """From `x-moc-deadline-ms`; InvalidRequest when that is not a number of milliseconds up to a day."""
-        given = self._headers.get(b"x-moc-deadline-ms")
-        if given is None:
-            return NEVER
-        if not (given.isdigit() and len(given) < 10 and 0 < int(given) <= _DAY_MS):
-            raise InvalidRequest(f"x-moc-deadline-ms must be a whole number from 1 to {_DAY_MS}, not {given[:40]!r}")
-        return Deadline.after(int(given) / 1000)
+        return deadline_of(self._headers.get(b"x-moc-deadline-ms"))
 
     def check_length(self) -> None:
         """TooLarge when the announced body is over the limit, before any of it is read."""
@@ -196,16 +198,20 @@ def shape_of(path: str) -> Shape:
     """Whose protocol a path belongs to."""
     if path.startswith("/v2/") or path == "/v2":
         return Shape.OIP
-    return Shape.OPENAI if path.startswith("/v1/") else Shape.NATIVE
+    if not path.startswith("/v1/"):
+        return Shape.NATIVE
+    return Shape.ANTHROPIC if path == "/v1/messages" or path.startswith("/v1/messages/") else Shape.OPENAI
 
 
 def inference_headers(answer: Answer | AnswerStream) -> tuple[Header, Header, Header]:
     """What every inference answer says of where it came from."""
-    return (
-        (b"x-moc-model", answer.reference.encode("ascii")),
-        (b"x-moc-digest", answer.digest.encode("ascii")),
-        (b"x-moc-queue-ms", b"%.3f" % (answer.queue_s * 1000)),
-    )
+    first, second, third = provenance(answer)
+    return _encoded(first), _encoded(second), _encoded(third)
+
+
+def _encoded(header: tuple[str, str]) -> Header:
+    name, value = header
+    return name.encode("ascii"), value.encode("ascii")
 
 
 def _password(credentials: bytes) -> str | None:

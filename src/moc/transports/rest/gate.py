@@ -9,7 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from moc.kernel.errors import Forbidden, MocError
-from moc.security.identity import Authenticator
+from moc.security.audit import ORIGIN, Origin
+from moc.security.authenticator import Authenticator
+from moc.security.identity import Identity
 from moc.transports.rest.disconnect import Watchman
 from moc.transports.rest.exchange import Disconnected, Exchange
 from moc.transports.rest.failure import failure_of
@@ -82,8 +84,15 @@ class Gate:
             self._check_host(exchange.header(b"host"), self._hosts)
         path = exchange.scope["path"]
         if path not in self._public:
-            exchange.identity = self._authenticator.identify(exchange.token(basic=path in BROWSER_PATHS))
+            address = exchange.address
+            ORIGIN.set(Origin(exchange.request_id, address))
+            exchange.identity = self._identify(exchange, exchange.token(basic=path in BROWSER_PATHS), address)
         exchange.check_length()
+
+    def _identify(self, exchange: Exchange, token: str | None, address: str) -> Identity:
+        if token is None and exchange.certificate is not None:
+            return self._authenticator.identify_certificate(exchange.certificate, address)
+        return self._authenticator.identify(token, address)
 
     def _check_host(self, host: bytes | None, allowed: frozenset[bytes]) -> None:
         if host is None or host in self._called:

@@ -1,7 +1,6 @@
 """Leases under /api/v1/leases: a request that waits in line holds its place only while its client is there."""
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -9,10 +8,10 @@ import msgspec
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
-from moc.kernel.errors import Unavailable
 from moc.service.leases import LeaseWish
 from moc.service.services import Services
 from moc.service.views import LeaseView
+from moc.transports.closing import unless
 from moc.transports.rest.body import decoded
 from moc.transports.rest.operation import DEADLINE_HEADER
 from moc.transports.rest.parameters import After, Call, Limit, json_answer
@@ -95,7 +94,7 @@ def add_leases(routes: APIRouter, services: Services, closing: asyncio.Event) ->
     async def acquire_lease(call: Call) -> Response:
         wish = decoded(_wishes, await call.body())
         with call.watch():
-            view = await _unless(closing, leases.acquire(call.identity, wish, call.deadline()))
+            view = await unless(closing, leases.acquire(call.identity, wish, call.deadline()))
         return json_answer(view, 201)
 
     @routes.get("/leases/{lease_id}", tags=["leases"], response_model=LeaseView, summary="Show a lease")
@@ -122,18 +121,3 @@ def add_leases(routes: APIRouter, services: Services, closing: asyncio.Event) ->
 
 def _body(schema: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-async def _unless(closing: asyncio.Event, asked: Coroutine[Any, Any, LeaseView]) -> LeaseView:
-    """What is asked for, or Unavailable once the server closes."""
-    asking = asyncio.ensure_future(asked)
-    closed = asyncio.ensure_future(closing.wait())
-    try:
-        await asyncio.wait({asking, closed}, return_when=asyncio.FIRST_COMPLETED)
-        if not asking.done():
-            raise Unavailable("this coordinator is stopping; ask again shortly")
-        return asking.result()
-    finally:
-        asking.cancel()
-        closed.cancel()
-        await asyncio.gather(asking, closed, return_exceptions=True)

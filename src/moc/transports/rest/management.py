@@ -1,4 +1,4 @@
-"""The management API under /api/v1: models, devices, leases, workers, events, the system."""
+"""The management API under /api/v1: models, devices, leases, keys, the audit, workers, events, the system."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -16,7 +16,9 @@ from moc.service.models import spec_from
 from moc.service.services import Services
 from moc.service.tenancy import Explanation
 from moc.service.views import DeviceView, EventView, ModelView, SystemView, WorkerView
+from moc.transports.rest.audit import add_audit
 from moc.transports.rest.body import decoded
+from moc.transports.rest.keys import add_keys
 from moc.transports.rest.leases import add_leases
 from moc.transports.rest.operation import DEADLINE_HEADER
 from moc.transports.rest.parameters import After, Call, Limit, json_answer
@@ -78,19 +80,32 @@ NEW_MODEL: Final[dict[str, Any]] = {
     "additionalProperties": False,
     "properties": {
         "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"},
-        "runtime": {"type": "string", "description": "`llama_cpp`, `onnx` or `python`"},
+        "runtime": {"type": "string", "description": "`llama_cpp`, `onnx`, `transformers` or `python`"},
         "source": {"type": "string", "description": "Where its files are: `file:`, `pypi:`, `https:` or `hf:`"},
         "sha256": {"type": ["string", "null"], "description": "What the file's SHA-256 must be"},
         "options": {"type": "object", "description": "The runtime's own options"},
-        "devices": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+        "devices": {
+            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+            "description": "`auto`, a kind of device, or a list of kinds and ids",
+        },
         "memory": {"type": ["string", "integer", "null"], "description": "Declared need, such as `2GiB`"},
-        "memory_bytes": {"type": ["integer", "null"], "minimum": 0},
+        "memory_bytes": {
+            "type": ["integer", "null"],
+            "minimum": 0,
+            "description": "Declared need, of all shards together",
+        },
         "preload": {"type": "boolean", "description": "Load it whenever the coordinator starts"},
         "pin": {"type": "boolean", "description": "Never unload it for being idle"},
         "ttl_s": {"type": ["number", "string"], "description": "Unload after this idle time; 0 = never"},
         "priority": {"type": "integer", "minimum": 1, "maximum": 10, "description": "1 is the highest"},
         "max_concurrent": {"type": "integer", "minimum": 1},
         "max_queue": {"type": "integer", "minimum": 0},
+        "shards": {"type": "integer", "minimum": 1, "maximum": 64, "description": "How many devices it is spread over"},
+        "group": {"type": "string", "description": "Models of one group are never loaded together; empty = none"},
+        "min_residency_s": {
+            "type": ["number", "string", "null"],
+            "description": "Not unloaded for another so soon after its loading; null = 5 s",
+        },
     },
 }
 _device_change_decoder: Final = msgspec.json.Decoder(DeviceChange)
@@ -115,10 +130,12 @@ _NEW_MODEL_BODY: Final = {"requestBody": {"required": True, "content": {"applica
 def router(services: Services, *, closing: asyncio.Event) -> APIRouter:
     """The routes; event streams end when `closing` is set."""
     routes = APIRouter(prefix="/api/v1")
+    add_leases(routes, services, closing)  # first, for routes are compared one by one and these are asked most
     _add_models(routes, services)
     _add_model_changes(routes, services)
     _add_devices(routes, services)
-    add_leases(routes, services, closing)
+    add_keys(routes, services)
+    add_audit(routes, services)
     _add_system(routes, services)
     _add_events(routes, services, closing)
     return routes

@@ -6,41 +6,15 @@ from typing import Final
 import msgspec
 
 from moc.kernel.errors import Unavailable
-from moc.service.inference import TensorSpec
 from moc.service.services import Services
+from moc.transports.oip.message import InferRequest, InferResponse
+from moc.transports.oip.server import ModelMetadata, ServerMetadata, model_metadata, server_metadata
 from moc.transports.rest.exchange import Exchange, inference_headers
-from moc.transports.rest.oip_message import InferRequest, InferResponse, header_length, parse, render
-from moc.transports.rest.operation import MODEL, Operation, model_reference, versioned
+from moc.transports.rest.oip_message import header_length, parse, render
+from moc.transports.rest.operation import MODEL, Operation, reference_of, versioned
 from moc.transports.status import Shape, http_status
 
-EXTENSIONS: Final = (
-    "model_repository",
-    "model_repository(unload_dependents)",
-    "statistics",
-    "model_configuration",
-    "binary_tensor_data",
-    "generate",
-)
-SERVER_NAME: Final = "modelops-coordinator"
 _UNAVAILABLE: Final = http_status(Unavailable(""), Shape.OIP)
-
-
-class ServerMetadata(msgspec.Struct):
-    """Who answers, and which extensions of the protocol it has."""
-
-    name: str
-    version: str
-    extensions: tuple[str, ...]
-
-
-class ModelMetadata(msgspec.Struct):
-    """A model version's inputs and outputs; -1 is a dimension of any size."""
-
-    name: str
-    versions: tuple[str, ...]
-    platform: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
 
 
 class Live(msgspec.Struct):
@@ -106,13 +80,13 @@ class CoreProtocol:
             deadline = deadline.sooner(wanted.timeout_s)
         with exchange.watch():
             answer = await self._services.inference.infer(
-                exchange.identity, model_reference(exchange), wanted.request, deadline
+                exchange.identity, reference_of(exchange), wanted.request, deadline
             )
         payload, media, headers = render(answer, wanted, exchange.request_id)
         await exchange.answer(200, payload, media=media, headers=(*inference_headers(answer), *headers))
 
     async def _server(self, exchange: Exchange) -> None:
-        await exchange.answer_message(ServerMetadata(SERVER_NAME, self._services.system.version, EXTENSIONS))
+        await exchange.answer_message(server_metadata(self._services.system.version))
 
     async def _live(self, exchange: Exchange) -> None:
         await exchange.answer_message(Live(live=self._services.system.is_live()))
@@ -127,15 +101,12 @@ class CoreProtocol:
 
     async def _model_ready(self, exchange: Exchange) -> None:
         name = exchange.path("model")
-        if self._services.inference.is_ready(model_reference(exchange)):
+        if self._services.inference.is_ready(exchange.identity, reference_of(exchange)):
             await exchange.answer_message(ModelReady(ready=True, name=name))
             return
         message = ModelReady(ready=False, name=name, error="the model is not loaded; the first request loads it")
         await exchange.answer_message(message, _UNAVAILABLE)
 
     async def _metadata(self, exchange: Exchange) -> None:
-        found = await self._services.inference.describe(
-            exchange.identity, model_reference(exchange), exchange.deadline()
-        )
-        versions = tuple(str(version) for version in found.versions)
-        await exchange.answer_message(ModelMetadata(found.name, versions, found.platform, found.inputs, found.outputs))
+        found = await self._services.inference.describe(exchange.identity, reference_of(exchange), exchange.deadline())
+        await exchange.answer_message(model_metadata(found))

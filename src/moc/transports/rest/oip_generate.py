@@ -1,17 +1,16 @@
 """The generate extension of the Open Inference Protocol: text in, text out."""
 
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from moc.kernel.errors import InvalidRequest
-from moc.service.inference import Request
 from moc.service.services import Services
+from moc.transports.oip.request import Parameters
+from moc.transports.oip.text import completion, text_of
 from moc.transports.rest.body import decoded
 from moc.transports.rest.exchange import Exchange, inference_headers
-from moc.transports.rest.oip_message import Parameters
-from moc.transports.rest.operation import MODEL, Operation, model_reference, versioned
+from moc.transports.rest.operation import MODEL, Operation, reference_of, versioned
 from moc.transports.rest.streaming import send_stream
 
 
@@ -32,17 +31,7 @@ class GenerateResponse(msgspec.Struct):
     text_output: str
 
 
-class _Choice(msgspec.Struct):
-    text: str = ""
-
-
-class _Completion(msgspec.Struct):
-    choices: list[_Choice] = []
-
-
-_OURS: Final = frozenset({"model", "prompt", "stream"})
 _request_decoder: Final = msgspec.json.Decoder(GenerateRequest)
-_completion_decoder: Final = msgspec.json.Decoder(_Completion)
 
 
 class Generation:
@@ -64,35 +53,30 @@ class Generation:
 
     async def _generate(self, exchange: Exchange) -> None:
         wanted = decoded(_request_decoder, await exchange.body())
-        reference = model_reference(exchange)
+        reference = reference_of(exchange)
         with exchange.watch():
             answer = await self._inference.infer(
-                exchange.identity, reference, _completion(wanted, reference, stream=False), exchange.deadline()
+                exchange.identity,
+                reference,
+                completion(wanted.text_input, wanted.parameters, reference, stream=False),
+                exchange.deadline(),
             )
-        text = _text(bytes(answer.reply.body))
+        text = text_of(bytes(answer.reply.body))
         response = _response(wanted, exchange, answer.reference, text)
         await exchange.answer(200, response, headers=inference_headers(answer))
 
     async def _generate_stream(self, exchange: Exchange) -> None:
         wanted = decoded(_request_decoder, await exchange.body())
-        reference = model_reference(exchange)
+        reference = reference_of(exchange)
         with exchange.watch():
             stream = await self._inference.stream(
-                exchange.identity, reference, _completion(wanted, reference, stream=True), exchange.deadline()
+                exchange.identity,
+                reference,
+                completion(wanted.text_input, wanted.parameters, reference, stream=True),
+                exchange.deadline(),
             )
             served = stream.reference
-            await send_stream(exchange, stream, chunk=lambda piece: _response(wanted, exchange, served, _text(piece)))
-
-
-def _completion(wanted: GenerateRequest, reference: str, *, stream: bool) -> Request:
-    if clash := _OURS & wanted.parameters.keys():
-        raise InvalidRequest(f"`parameters` may not have {sorted(clash)[0]!r}; the request itself says that")
-    body: dict[str, Any] = {**wanted.parameters, "model": reference, "prompt": wanted.text_input, "stream": stream}
-    return Request("completion", msgspec.json.encode(body))
-
-
-def _text(document: bytes) -> str:
-    return "".join(choice.text for choice in _completion_decoder.decode(document).choices)
+            await send_stream(exchange, stream, chunk=lambda piece: _response(wanted, exchange, served, text_of(piece)))
 
 
 def _response(wanted: GenerateRequest, exchange: Exchange, reference: str, text: str) -> bytes:

@@ -11,6 +11,7 @@ from moc.service.inference import Kind, Request
 from moc.service.services import Services
 from moc.service.views import ModelView
 from moc.transports.rest.body import decoded
+from moc.transports.rest.chat import model_not_found
 from moc.transports.rest.exchange import Exchange, inference_headers
 from moc.transports.rest.operation import Operation
 from moc.transports.rest.streaming import event, send_stream
@@ -105,7 +106,7 @@ class OpenAI:
             with exchange.watch():
                 answer = await self._inference.infer(exchange.identity, model, request, deadline)
         except NotFound as error:
-            raise _model_not_found(error) from None
+            raise model_not_found(error) from None
         await exchange.answer(200, answer.reply.body, headers=inference_headers(answer))
 
     async def _stream(self, exchange: Exchange, model: str, request: Request) -> None:
@@ -114,7 +115,7 @@ class OpenAI:
             try:
                 stream = await self._inference.stream(exchange.identity, model, request, deadline)
             except NotFound as error:
-                raise _model_not_found(error) from None
+                raise model_not_found(error) from None
             await send_stream(exchange, stream, last=DONE)
 
     async def _list(self, exchange: Exchange) -> None:
@@ -132,13 +133,9 @@ class OpenAI:
         try:
             view = await self._models.show(exchange.identity, reference)
         except NotFound as error:
-            raise _model_not_found(error) from None
+            raise model_not_found(error) from None
         await exchange.answer_message(_card(view, reference))
 
 
 def _card(view: ModelView, model_id: str) -> ModelCard:
     return ModelCard(model_id, int(datetime.fromisoformat(view.created_at).timestamp()))
-
-
-def _model_not_found(error: NotFound) -> NotFound:
-    return NotFound(error.message, details={"code": "model_not_found", "param": "model"})

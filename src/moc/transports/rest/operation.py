@@ -7,7 +7,7 @@ from typing import Any, Final
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from moc.kernel.errors import NotFound
+from moc.transports.oip.request import model_reference
 from moc.transports.rest.exchange import Exchange
 
 MODEL: Final = "/v2/models/{model}"
@@ -29,7 +29,8 @@ Handler = Callable[[Exchange], Awaitable[None]]
 class Operation:
     """One method of one path.
 
-    `body` and `answer` are the types the document describes them by; `optional_body` allows none at all.
+    `body` and `answer` are the types the document describes them by; `body_media` is the body's media type,
+    `optional_body` allows none at all.
     `media` are the answer's media types. `public` operations need no key.
     """
 
@@ -39,6 +40,7 @@ class Operation:
     summary: str
     answer: Any
     body: Any = None
+    body_media: str = "application/json"
     optional_body: bool = False
     binary_body: bool = False
     media: tuple[str, ...] = ("application/json",)
@@ -66,13 +68,7 @@ def versioned(operation: Operation) -> list[Operation]:
     return [operation, replace(operation, path=operation.path.replace(MODEL, f"{MODEL}/versions/{{version}}"))]
 
 
-def model_reference(exchange: Exchange) -> str:
+def reference_of(exchange: Exchange) -> str:
     """The reference that the path names: `{model}`, or `{model}@{version}` when it names a version too."""
     parts = exchange.scope["path_params"]
-    model: str = parts["model"]
-    version: str | None = parts.get("version")
-    if version is None:
-        return model
-    if not (version.isascii() and version.isdigit()):
-        raise NotFound(f"{model[:128]} has no version {version[:40]!r}; versions are numbers from 1 up")
-    return f"{model}@{version}"
+    return model_reference(parts["model"], parts.get("version"))

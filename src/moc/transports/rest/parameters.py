@@ -10,7 +10,7 @@ from moc.transports.rest.exchange import Exchange
 from moc.transports.rest.operation import EXCHANGE
 
 
-def _exchange_of(request: Request) -> Exchange:
+async def _exchange_of(request: Request) -> Exchange:  # what is no coroutine FastAPI runs in a thread
     exchange: Exchange = request.scope[EXCHANGE]
     return exchange
 

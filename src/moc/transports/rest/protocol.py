@@ -12,7 +12,8 @@ from uvicorn.server import ServerState
 
 from moc.kernel.errors import InvalidRequest, MocError, TooLarge, Unavailable
 from moc.kernel.ids import new_id
-from moc.transports.rest.exchange import WRITER, Buffer, Header
+from moc.security.tls import common_name
+from moc.transports.rest.exchange import CERTIFICATE, WRITER, Buffer, Header
 from moc.transports.rest.limits import Limits
 from moc.transports.status import native_body
 
@@ -49,9 +50,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._blocked_since: float | None = None
         self._head_bytes = 0
         self._refusal: tuple[HTTPStatus, MocError] = _MALFORMED
+        self._certificate: str | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._certificate = common_name(transport.get_extra_info("peercert"))
         if len(self.connections) > self._limits.connections_max:
             message = f"{self._limits.connections_max} connections are open; try again shortly"
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, Unavailable(message))
@@ -87,6 +90,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._reading = _Reading.BODY
         super().on_headers_complete()
         self.scope[WRITER] = _Writer(self, self.cycle)  # type: ignore[typeddict-unknown-key]
+        if self._certificate is not None:
+            self.scope[CERTIFICATE] = self._certificate  # type: ignore[typeddict-unknown-key]
         if self._closing.is_set():
             self.cycle.keep_alive = False
 

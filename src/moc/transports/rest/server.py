@@ -1,29 +1,29 @@
 """The REST listener: uvicorn's HTTP on the running event loop, started and stopped as a component."""
 
 import asyncio
-import errno
 import ipaddress
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from email.utils import formatdate
 
 from uvicorn.server import ServerState
 
-from moc.kernel.errors import Conflict, InvalidRequest
+from moc.security.tls import TlsFiles, TlsListener
 from moc.service.services import Services
+from moc.transports.listener import BACKLOG, bind
 from moc.transports.rest.app import build
 from moc.transports.rest.limits import Limits
 from moc.transports.rest.protocol import BoundedProtocol, http_config
 
 _DEFAULTS = Limits()
-_BACKLOG = 2048
 _TICK_S = 1.0
 _ABORT_GRACE_S = 1.0
 
 
 class RestServer:
-    """Serves REST at `host` and `port` (0 = any free one) from `start` on.
+    """Serves REST at `host` and `port` (0 = any free one) from `start` on, over TLS if `tls` is given.
 
     `drain` lets running requests end while new ones are still answered, each on a connection that closes
     after it; `stop` closes the listener, gives the last answers `stop_grace_s` and cuts off what is left.
@@ -37,11 +37,14 @@ class RestServer:
         port: int,
         body_limit_bytes: int | None = None,
         limits: Limits = _DEFAULTS,
+        tls: TlsFiles | None = None,
     ) -> None:
         self.host = host
         self.port = port
         self._services = services
         self._limits = replace(limits, body_bytes=body_limit_bytes or limits.body_bytes)
+        self._tls_files = tls
+        self._tls: TlsListener | None = None
         self._closing = asyncio.Event()
         self._state = ServerState()
         self._server: asyncio.Server | None = None
@@ -51,13 +54,16 @@ class RestServer:
     def url(self) -> str:
         """Where a client on this machine reaches it."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        scheme = "http" if self._tls_files is None else "https"
+        return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
     async def start(self) -> None:
-        """Listen. Conflict when the port is taken or may not be used, InvalidRequest for a host it is not."""
+        """Listen. Conflict when the port is taken or may not be used, InvalidRequest for a wrong host or file."""
         if self._server is not None:
             return
-        listener = await _bind(self.host, self.port)
+        if self._tls_files is not None:
+            self._tls = await asyncio.to_thread(TlsListener, self._tls_files)
+        listener = await bind(self.host, self.port, option="rest_port")
         try:
             address, self.port = listener.getsockname()[:2]
             hosts = _loopback_names(self.host) if ipaddress.ip_address(address).is_loopback else None
@@ -67,7 +73,7 @@ class RestServer:
             def connection() -> BoundedProtocol:
                 return BoundedProtocol(config, self._state, limits=self._limits, closing=self._closing)
 
-            self._server = await asyncio.get_running_loop().create_server(connection, sock=listener, backlog=_BACKLOG)
+            self._server = await self._listen(connection, listener)
         except BaseException:
             listener.close()
             raise
@@ -104,6 +110,19 @@ class RestServer:
             await _settle([self._ticker])
         await server.wait_closed()
 
+    async def _listen(self, connection: Callable[[], BoundedProtocol], listener: socket.socket) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        if self._tls is None:
+            return await loop.create_server(connection, sock=listener, backlog=BACKLOG)
+        return await loop.create_server(
+            connection,
+            sock=listener,
+            backlog=BACKLOG,
+            ssl=self._tls.context,
+            ssl_handshake_timeout=self._limits.header_timeout_s,
+            ssl_shutdown_timeout=_ABORT_GRACE_S,
+        )
+
     def _connections(self) -> list[BoundedProtocol]:
         return [connection for connection in self._state.connections if isinstance(connection, BoundedProtocol)]
 
@@ -114,41 +133,14 @@ class RestServer:
             now = loop.time()
             for connection in self._connections():
                 connection.sweep(now)
+            if self._tls is not None:
+                self._tls.refresh()
             await asyncio.sleep(_TICK_S)
 
 
 async def _settle(futures: "list[asyncio.Future[None]] | set[asyncio.Task[None]] | list[asyncio.Task[None]]") -> None:
     if futures:
         await asyncio.wait(futures, timeout=_ABORT_GRACE_S)
-
-
-async def _bind(host: str, port: int) -> socket.socket:
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError:
-        raise InvalidRequest(f"{host!r} is not an address of this machine; set server.host to one that is") from None
-    family, kind, protocol, _, address = min(found, key=lambda info: info[0])
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setblocking(False)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise _bind_error(error, host, port) from None
-    return listener
-
-
-def _bind_error(error: OSError, host: str, port: int) -> Conflict | InvalidRequest:
-    if error.errno == errno.EADDRINUSE:
-        return Conflict(
-            f"port {port} on {host} is taken by another program; stop that one or choose another with --rest-port "
-            "(server.rest_port)"
-        )
-    if error.errno == errno.EACCES:
-        return Conflict(f"port {port} may not be opened by this user; choose one above 1023 with --rest-port")
-    return InvalidRequest(f"cannot listen on {host!r}: {error.strerror}; set server.host to an address of this machine")
 
 
 def _loopback_names(host: str) -> frozenset[str]:

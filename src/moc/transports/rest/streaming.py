@@ -1,7 +1,9 @@
 """Answers that come in pieces, as server-sent events."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
+import msgspec
 import structlog
 
 from moc.kernel.errors import MocError
@@ -12,11 +14,36 @@ from moc.transports.status import http_body, unexpected
 log = structlog.get_logger(__name__)
 
 
+class Teller(Protocol):
+    """Tells an answer in the events of some protocol; each method gives what is to be sent, maybe nothing."""
+
+    def begin(self, reference: str) -> bytes:
+        """Before the first piece; `reference` is the version that answers."""
+        ...
+
+    def piece(self, data: bytes) -> bytes:
+        """One piece, as the engine made it."""
+        ...
+
+    def end(self) -> bytes:
+        """After the last piece."""
+        ...
+
+    def fail(self, error: MocError, body: bytes) -> bytes:
+        """Instead of all that would have followed; `body` is the error as an answer of its own would have it."""
+        ...
+
+
 def event(data: bytes) -> bytes:
     """One server-sent event. `data` is JSON, in which a line break can only be white space."""
     if b"\n" in data or b"\r" in data:
         data = data.replace(b"\r", b" ").replace(b"\n", b" ")
     return b"data: " + data + b"\n\n"
+
+
+def typed_event(document: Mapping[str, Any]) -> bytes:
+    """One server-sent event that is called what the document's `type` says."""
+    return b"event: " + str(document["type"]).encode() + b"\n" + event(msgspec.json.encode(document))
 
 
 async def send_stream(
@@ -26,18 +53,53 @@ async def send_stream(
 
     The engine's work ends with this call, however it ends.
     """
+    await tell_stream(exchange, stream, _Pieces(chunk, last))
+
+
+async def tell_stream(exchange: Exchange, stream: AnswerStream, teller: Teller) -> None:
+    """Send what `teller` makes of the pieces. The engine's work ends with this call, however it ends."""
     try:
         await exchange.start(200, media=EVENTS, headers=inference_headers(stream))
         try:
+            await _write(exchange, teller.begin(stream.reference))
             async for piece in stream:
-                await exchange.write(event(chunk(piece)))
+                await _write(exchange, teller.piece(piece))
+            last = teller.end()
         except MocError as error:
-            last = event(http_body(error, exchange.shape, exchange.request_id))
+            last = _failed(exchange, teller, error)
         except Exception as error:
             log.error("stream failed", request_id=exchange.request_id, exc_info=error)
-            last = event(http_body(unexpected(exchange.request_id), exchange.shape, exchange.request_id))
-        if last:
-            await exchange.write(last)
+            last = _failed(exchange, teller, unexpected(exchange.request_id))
+        await _write(exchange, last)
         await exchange.end()
     finally:
         await stream.aclose()
+
+
+def _failed(exchange: Exchange, teller: Teller, error: MocError) -> bytes:
+    return teller.fail(error, http_body(error, exchange.shape, exchange.request_id))
+
+
+async def _write(exchange: Exchange, part: bytes) -> None:
+    if part:
+        await exchange.write(part)
+
+
+class _Pieces:
+    """Every piece an event of its own."""
+
+    def __init__(self, chunk: Callable[[bytes], bytes], last: bytes) -> None:
+        self._chunk = chunk
+        self._last = last
+
+    def begin(self, reference: str) -> bytes:
+        return b""
+
+    def piece(self, data: bytes) -> bytes:
+        return event(self._chunk(data))
+
+    def end(self) -> bytes:
+        return self._last
+
+    def fail(self, error: MocError, body: bytes) -> bytes:
+        return event(body)

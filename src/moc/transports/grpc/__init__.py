@@ -1,0 +1,1 @@
+"""gRPC: the Open Inference Protocol, the management API, health and reflection."""

@@ -1,0 +1,171 @@
+"""The paths of the first generation of this system, for the programs that still ask there."""
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from fastapi import APIRouter
+from fastapi.responses import Response
+from msgspec import Meta, Struct
+
+from moc.kernel.errors import InvalidRequest, Unimplemented
+from moc.service.models import spec_from
+from moc.service.services import Services
+from moc.service.views import ModelView
+from moc.transports.first_generation import spec_of
+from moc.transports.oip.text import completion
+from moc.transports.rest.body import decoded
+from moc.transports.rest.exchange import inference_headers
+from moc.transports.rest.management import ModelList
+from moc.transports.rest.operation import DEADLINE_HEADER
+from moc.transports.rest.parameters import After, Call, Limit, json_answer
+
+
+class InferenceRequest(Struct, kw_only=True):
+    """A prompt; `parameters` go to the engine as those of a completion, under `max_tokens` and `temperature`."""
+
+    model: str = ""
+    model_name: str = ""
+    prompt: str
+    parameters: dict[str, Any] | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    temperature: Annotated[float, Meta(ge=0)] | None = None
+
+
+class LoadRequest(Struct):
+    """A model, and where its file is if it is new; `load_params` are fields of a model as `moc.yaml` has them."""
+
+    model_name: str
+    model_path: str | None = None
+    load_params: dict[str, Any] | None = None
+    shards: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceAnswer:
+    """What the model wrote. A failure is not told here but as on every other path."""
+
+    response_text: str
+    tokens_generated: int
+    inference_time_ms: float
+    status: Literal["success"] = "success"
+    error_message: str = ""
+
+
+class _Choice(Struct):
+    text: str = ""
+
+
+class _Usage(Struct):
+    completion_tokens: int = 0
+
+
+class _Completion(Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+
+
+_TAG: Final = "compatibility"
+_inference_decoder: Final = msgspec.json.Decoder(InferenceRequest)
+_load_decoder: Final = msgspec.json.Decoder(LoadRequest)
+_completion_decoder: Final = msgspec.json.Decoder(_Completion)
+
+
+def router(services: Services) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(tags=[_TAG], deprecated=True)
+    _add_inference(routes, services)
+    _add_models(routes, services)
+    _add_later(routes)
+    return routes
+
+
+def _add_inference(routes: APIRouter, services: Services) -> None:
+    @routes.post(
+        "/inference",
+        response_model=InferenceAnswer,
+        summary="Continue a text",
+        openapi_extra={**_body(InferenceRequest), "parameters": [DEADLINE_HEADER]},
+    )
+    async def inference(call: Call) -> Response:
+        wanted = decoded(_inference_decoder, await call.body())
+        model = wanted.model_name or wanted.model
+        if not model:
+            raise InvalidRequest("`model_name` is missing; say which model is to answer")
+        options = {"max_tokens": wanted.max_tokens, "temperature": wanted.temperature}
+        parameters = {**(wanted.parameters or {}), **{name: v for name, v in options.items() if v is not None}}
+        request = completion(wanted.prompt, parameters, model, stream=False)
+        began = time.monotonic()
+        with call.watch():
+            answer = await services.inference.infer(call.identity, model, request, call.deadline())
+        made = _completion_decoder.decode(answer.reply.body)
+        response = json_answer(
+            InferenceAnswer(
+                response_text="".join(choice.text for choice in made.choices),
+                tokens_generated=made.usage.completion_tokens if made.usage else 0,
+                inference_time_ms=round((time.monotonic() - began) * 1000, 3),
+            )
+        )
+        response.raw_headers.extend(inference_headers(answer))
+        return response
+
+
+def _add_models(routes: APIRouter, services: Services) -> None:
+    models = services.models
+
+    @routes.get("/models", response_model=ModelList, name="older_list_models", summary="List models")
+    async def list_models(call: Call, after: After = None, limit: Limit = 100) -> Response:
+        page = await models.list(call.identity, after=after, limit=limit)
+        return json_answer(ModelList(page.items, page.next))
+
+    @routes.post(
+        "/models",
+        response_model=ModelView,
+        name="older_load_model",
+        summary="Load a model; add it first if its path is given",
+        openapi_extra={**_body(LoadRequest), "parameters": [DEADLINE_HEADER]},
+    )
+    async def load_model(call: Call) -> Response:
+        wanted = decoded(_load_decoder, await call.body())
+        reference = wanted.model_name
+        if wanted.model_path:
+            fields = spec_of(wanted.model_path, wanted.load_params, wanted.shards)
+            spec = spec_from(fields, where=f"model {reference[:128]!r}")
+            reference = (await models.add(call.identity, reference, spec)).reference
+        return json_answer(await models.load(call.identity, reference, call.deadline()))
+
+    @routes.delete(
+        "/models/{name}", response_model=ModelView, name="older_unload_model", summary="Unload a model; it stays listed"
+    )
+    async def unload_model(call: Call, name: str) -> Response:
+        return json_answer(await models.unload(call.identity, name, call.deadline()))
+
+
+def _add_later(routes: APIRouter) -> None:
+    """What this version cannot do yet."""
+    for path, noun in (("/learning/jobs", "learning jobs"), ("/goals", "goals")):
+        for method in ("GET", "POST"):
+            routes.add_api_route(
+                path,
+                _refusal(noun),
+                methods=[method],
+                name=f"older_{method.lower()}_{noun.replace(' ', '_')}",
+                response_class=Response,
+                summary=f"Refused: this version has no {noun}",
+            )
+
+
+def _refusal(noun: str) -> Callable[[], Awaitable[Response]]:
+    async def refuse() -> Response:
+        raise Unimplemented(f"this version has no {noun}; a later one will")
+
+    return refuse
+
+
+def _body(described: type) -> dict[str, Any]:
+    """What the document says of a request."""
+    (schema,), components = msgspec.json.schema_components([described])
+    schema = components.get(described.__name__, schema)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
