@@ -34,7 +34,7 @@ def _calls(request: Fields) -> list[Fields]:
             "type": "function",
             "function": {"name": tool["function"]["name"], "arguments": '{"river": "Rhine"}'},
         }
-        for index, tool in enumerate(request["tools"])
+        for index, tool in enumerate(request.get("tools") or ())
     ]
 
 

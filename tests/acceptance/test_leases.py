@@ -103,6 +103,9 @@ def test_one_that_waits_is_served_when_another_is_released(own: Coordinator, cli
     first = client.leases.acquire("700MiB")
     waiting = leased(own, "--memory", "700MiB", "--wait", "30s", "--", sys.executable, "-c", "print('ran')")
     eventually(lambda: len(client.leases.list()["items"]) == 2, what="one to stand in line")
+    (pending,) = (each["id"] for each in client.leases.list()["items"] if each["state"] == "pending")
+    shown = dict(line.split("  ", 1) for line in own.cli("lease", "show", pending).stdout.splitlines())
+    assert shown["position"].strip() == "1"
     client.leases.release(first["id"], first["token"] or "")
     out, err = waiting.communicate(timeout=30)
     assert (waiting.returncode, out, err) == (0, "ran\n", "")

@@ -182,8 +182,8 @@ def test_unloading_gives_the_memory_back(coordinator: Coordinator) -> None:
     assert psutil.Process(pid).memory_info().rss > 200 * MIB
     assert coordinator.post("/api/v1/models/minilm/unload").status_code == 200
     assert not psutil.pid_exists(pid)
-    holders = [device["charges"] for device in coordinator.get("/api/v1/devices")["devices"]]
-    assert "minilm" not in json.dumps(holders)
+    charges = [charge for device in coordinator.get("/api/v1/devices")["devices"] for charge in device["charges"]]
+    assert "model:minilm@1" not in [charge["holder"] for charge in charges]
 
 
 def test_a_pickle_is_not_loaded(coordinator: Coordinator) -> None:
