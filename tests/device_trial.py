@@ -163,7 +163,8 @@ def running(ground: Ground, *, limited: bool) -> Iterator[Site]:
     options = {"context": 512, "slots": 1, "threads": 1}
     models = {name: {**entry, "options": options} for name in ("first", "second")}
     resources = {"gpu_poll_interval_s": 0.5, "soft_limit_pct": 100, "eviction_threshold_pct": 100}
-    config: dict[str, Any] = {"models": models, "resources": resources}
+    security = {"trusted_python_roots": ["{data_dir}/models"]}
+    config: dict[str, Any] = {"models": models, "resources": resources, "security": security}
     if limited:
         config["devices"] = [{"id": ground.device, "kind": ground.kind, "memory": ground.budget_bytes}]
     with short_home() as data_dir:

@@ -50,13 +50,16 @@ def errors() -> str:
             str(s.http),
             str(s.oip or s.http),
             s.grpc,
+            f"`{code}`",
             f"`{s.openai}`",
+            f"`{s.openai_code or code}`",
             f"`{s.anthropic}`",
             "yes" if s.retry else "",
         )
         for code, s in STATUSES.items()
     )
-    return table(("code", "REST", "`/v2` routes", "gRPC", "OpenAI `type`", "Anthropic `type`", "retry may help"), rows)
+    columns = ("code", "REST", "`/v2` routes", "gRPC", "ZeroMQ", "OpenAI `type`", "OpenAI `code`", "Anthropic `type`")
+    return table((*columns, "retry may help"), rows)
 
 
 def configuration() -> str:

@@ -35,7 +35,7 @@ from moc.models.footprints import Footprints
 from moc.models.manager import ModelManager
 from moc.models.model import ModelSpec
 from moc.models.slot import Limits
-from moc.models.sources import ArtifactSources
+from moc.models.sources import ArtifactSources, Bounds, host_of
 from moc.security.audit import AuditLog
 from moc.security.authenticator import Authenticator
 from moc.security.keyring import KeyRing
@@ -222,6 +222,9 @@ class Coordinator:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
         await self._stack.start()
+        if not self.config.is_loopback and self.config.tls is None:
+            host = self.config.settings.server.host
+            log.warning("REST and gRPC without TLS: keys and data can be read on the network", host=host)
         try:
             self.replica.urls.update(self._urls())
             self._write_endpoints()
@@ -248,7 +251,7 @@ class Coordinator:
 
     async def register(self, name: str, spec: ModelSpec) -> None:
         """Register one model on the operator's word."""
-        self.sources.check(spec.source, trusted=True)
+        self.sources.check(spec, trusted=True)
         await self.manager.add(name, spec, actor="config")
 
     def _signalled(self) -> None:
@@ -298,9 +301,16 @@ def _zmq(config: Config, services: Services) -> ZmqServer:
 
 
 def _artifact_sources(config: Config) -> ArtifactSources:
+    security = config.settings.security
+    named = (host_of(spec.source) for spec in config.models.values())
+    bounds = Bounds(
+        roots=[config.path(root) for root in security.allowed_model_roots],
+        python_roots=[config.path(root) for root in security.trusted_python_roots],
+        hosts=frozenset((*security.allowed_model_hosts, *filter(None, named))),
+    )
     return ArtifactSources(
         config.data_dir / "blobs",
-        allowed_roots=[config.path(root) for root in config.settings.security.allowed_model_roots],
+        bounds=bounds,
         base_dir=config.source_base,
         size_limit_bytes=SOURCE_LIMIT_BYTES,
     )

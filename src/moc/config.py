@@ -117,6 +117,11 @@ class Security(_Section):
     """How many wrong keys an address may show in a minute before it is answered with 429; right ones still open."""
     allowed_model_roots: list[str] = ["{data_dir}/models"]
     """Folders that `file:` sources given over the API may lie in; this file may name any."""
+    trusted_python_roots: list[str] = []
+    """Folders whose Python models may be added over the API; this file may name any."""
+    allowed_model_hosts: list[str] = []
+    """Hosts that `https:` sources may be fetched from though their address is private or local; those of this file
+    always may."""
 
 
 class Telemetry(_Section):

@@ -22,7 +22,7 @@ def own() -> Iterator[Coordinator]:
         (data_dir / "models").mkdir(parents=True)
         for example in EXAMPLES.glob("*.py"):
             shutil.copy(example, data_dir / "models")
-        yield from served(Coordinator(data_dir))
+        yield from served(Coordinator(data_dir, config={"security": {"trusted_python_roots": ["{data_dir}/models"]}}))
 
 
 def run(coordinator: Coordinator, *arguments: str) -> str:
@@ -69,7 +69,7 @@ def test_a_models_whole_life(own: Coordinator, tmp_path: Path) -> None:
 def test_a_source_outside_the_allowed_folders_is_refused_and_says_what_to_do(own: Coordinator) -> None:
     done = own.cli("models", "add", "x", "--runtime", "python", "--source", f"file:{EXAMPLES / 'add_sub.py'}")
     assert done.returncode == 1
-    assert "allowed_model_roots" in done.stderr
+    assert "trusted_python_roots" in done.stderr
 
 
 def test_a_model_that_cannot_load_says_why(own: Coordinator) -> None:

@@ -58,6 +58,8 @@ def test_a_tool_without_the_proto_files_can_ask(coordinator: Coordinator) -> Non
     shown = curl(coordinator, "moc.v1.Models/Get", {"reference": "add_sub"})
     assert shown.returncode == 0, shown.stderr
     assert json.loads(shown.stdout)["name"] == "add_sub"
+    older = curl(coordinator, "modelops.ModelOps/Infer", {"model_name": "nobody", "prompt": "x"})
+    assert json.loads(older.stdout)["status"] == "not_found", older.stderr
     refused = curl(coordinator, "moc.v1.Models/Get", {"reference": "nobody"})
     assert refused.returncode != 0
     assert "not_found" in refused.stderr

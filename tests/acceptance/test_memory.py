@@ -44,6 +44,7 @@ def crowded(home: Path) -> Iterator[Coordinator]:
         "models": models,
         "devices": [{"id": "host", "kind": "host", "memory": f"{BUDGET // MIB}MiB"}],
         "resources": {"gpu_poll_interval_s": 1, "soft_limit_pct": LIMIT_PCT},
+        "security": {"trusted_python_roots": ["{data_dir}/models"]},
     }
     coordinator = Coordinator(home, config=config)
     try:

@@ -111,3 +111,10 @@ def test_wrong_files_are_said_at_the_start(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert "/none.pem cannot be read" in ended.stderr
+
+
+def test_what_others_on_the_network_can_read_is_warned_of() -> None:
+    with short_home() as data_dir:
+        for _ in served(Coordinator(data_dir, config={"server": {"host": "0.0.0.0"}})):
+            pass
+        assert "without TLS" in (data_dir.parent / "data.log").read_text()

@@ -79,7 +79,7 @@ def _consistent(coordinator: Coordinator) -> bool:
 def test_thirty_rounds(start: Start, models: dict[str, Any]) -> None:
     del models["smollm2"]
     dice = random.Random(SEED)
-    coordinator = start(security={"allowed_model_roots": [str(EXAMPLES)]})
+    coordinator = start(security={"trusted_python_roots": [str(EXAMPLES)]})
     coordinator.post("/api/v1/models/identity/load")
     traffic = Traffic(coordinator)
     thread = threading.Thread(target=traffic.run)

@@ -13,6 +13,9 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from moc.kernel.errors import InvalidRequest
+from moc.resilience.deadline import NEVER
+from moc.security.identity import ANYONE
+from moc.service.leases import LeaseWish
 from moc.service.views import DeviceView, EventView, LeaseView, ModelView, SystemView
 from moc.transports.grpc.stubs.moc.v1 import devices_pb2, inference_pb2, leases_pb2, models_pb2, system_pb2
 from tests.grpc_stack import GrpcStack, reason_of
@@ -53,6 +56,12 @@ async def read(stream: Any, kind: type[Message]) -> Any:
     async with asyncio.timeout(10):
         data = await stream.read()
     return None if data is grpc.aio.EOF else kind.FromString(data)
+
+
+async def to_the_end(stream: Any) -> None:
+    async with asyncio.timeout(10):
+        while await stream.read() is not grpc.aio.EOF:
+            pass
 
 
 @pytest.mark.parametrize(
@@ -161,6 +170,42 @@ async def test_a_lease_that_does_not_fit_is_refused(grpc_stack: GrpcStack) -> No
     assert await refused(stream.read()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "NO_CAPACITY")
 
 
+async def test_who_waits_is_told_its_place_and_when_it_moves(grpc_stack: GrpcStack) -> None:
+    held = []
+    for size in (500, 100):
+        stream = grpc_stack.stream("/moc.v1.Leases/Acquire")
+        await stream.write(leases_pb2.AcquireLeaseRequest(memory=f"{size}MiB", ttl_s=600).SerializeToString())
+        held.append(await read(stream, leases_pb2.Lease))
+    first, second = (grpc_stack.stream("/moc.v1.Leases/Acquire") for _ in range(2))
+    for number, stream in enumerate((first, second), 1):
+        wish = leases_pb2.AcquireLeaseRequest(memory="500MiB", wait_s=60, ttl_s=600)
+        await stream.write(wish.SerializeToString())
+        told = await read(stream, leases_pb2.Lease)
+        assert (told.state, told.position, told.HasField("estimated_wait_s")) == ("pending", number, number == 1)
+    first.cancel()
+    moved = await read(second, leases_pb2.Lease)
+    assert (moved.state, moved.position) == ("pending", 1)
+    release = leases_pb2.ReleaseLeaseRequest(id=held[0].id, token=held[0].token)
+    await grpc_stack.ask("/moc.v1.Leases/Release", release, leases_pb2.Lease)
+    while (told := await read(second, leases_pb2.Lease)).state == "pending":
+        assert told.position == 1
+    assert (told.state, told.HasField("position"), told.HasField("estimated_wait_s")) == ("admitted", False, False)
+
+
+async def test_who_waits_is_sent_away_when_the_server_stops(grpc_stack: GrpcStack) -> None:
+    for size in ("600MiB", "500MiB"):
+        stream = grpc_stack.stream("/moc.v1.Leases/Acquire")
+        await stream.write(leases_pb2.AcquireLeaseRequest(memory=size, wait_s=60).SerializeToString())
+        told = await read(stream, leases_pb2.Lease)
+    assert told.state == "pending"
+    draining = asyncio.create_task(grpc_stack.server.drain())
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await to_the_end(stream)
+    assert (caught.value.code(), reason_of(caught.value)) == (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")
+    await draining
+    assert len(grpc_stack.rest.leases.standings()) == 1
+
+
 async def test_who_stops_waiting_leaves_no_lease_behind(grpc_stack: GrpcStack) -> None:
     leases = grpc_stack.rest.leases
     capacity = grpc_stack.rest.devices.statuses()[0].device.capacity_bytes
@@ -174,6 +219,18 @@ async def test_who_stops_waiting_leaves_no_lease_behind(grpc_stack: GrpcStack) -
     waiting.cancel()
     await eventually(lambda: not leases.count()["pending"])
     assert len(leases.standings()) == 1
+
+
+async def test_who_goes_as_it_is_granted_leaves_no_lease_behind(grpc_stack: GrpcStack) -> None:
+    leases, service = grpc_stack.rest.leases, grpc_stack.rest.services.leases
+    followed = service.follow(ANYONE, LeaseWish(bytes=2**20), NEVER)
+    asking = asyncio.ensure_future(anext(followed))
+    while not leases.count()["admitted"]:  # noqa: ASYNC110 - at that very moment, before it is told
+        await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await eventually(lambda: not leases.standings())
 
 
 async def test_the_system_is_what_rest_tells(grpc_stack: GrpcStack, link: EchoLink) -> None:

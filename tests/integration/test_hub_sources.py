@@ -11,7 +11,7 @@ import stamina
 
 from moc.kernel.errors import LoadFailed
 from moc.models.model import Artifact, ModelSpec
-from moc.models.sources import ArtifactSources
+from moc.models.sources import ArtifactSources, Bounds
 from tests.file_server import Answer, Asked, FileServer, ranged
 
 COMMIT = "c0ffee" * 6 + "c0ff"
@@ -68,7 +68,7 @@ async def server(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> A
 
 @pytest.fixture
 def sources(tmp_path: Path) -> ArtifactSources:
-    return ArtifactSources(tmp_path / "blobs", allowed_roots=[], base_dir=tmp_path, size_limit_bytes=4 * 1024**2)
+    return ArtifactSources(tmp_path / "blobs", bounds=Bounds(), base_dir=tmp_path, size_limit_bytes=4 * 1024**2)
 
 
 async def fetch(sources: ArtifactSources, source: str) -> Artifact:

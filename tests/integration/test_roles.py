@@ -23,6 +23,7 @@ from moc.service.services import Services
 from moc.transports.grpc.server import GrpcServer, methods_of
 from moc.transports.grpc.stubs.inference import grpc_service_pb2 as pb
 from moc.transports.grpc.stubs.moc.v1 import devices_pb2, inference_pb2, leases_pb2, models_pb2, system_pb2
+from moc.transports.grpc.stubs.modelops import model_ops_pb2
 from moc.transports.zmq.actions import actions_of
 from moc.transports.zmq.limits import Limits as ZmqLimits
 from moc.transports.zmq.server import ZmqServer
@@ -163,6 +164,12 @@ GRPC_NEEDS: Final[Mapping[str, Operation | None]] = {
     "/moc.v1.Leases/Release": Operation.CHANGE_LEASES,
     "/moc.v1.System/Status": Operation.READ_SYSTEM,
     "/moc.v1.System/Events": Operation.READ_SYSTEM,
+    "/modelops.ModelOps/Infer": Operation.INFER,
+    "/modelops.ModelOps/LoadModel": Operation.CHANGE_MODELS,
+    "/modelops.ModelOps/UnloadModel": Operation.CHANGE_MODELS,
+    "/modelops.ModelOps/ListModels": Operation.READ_MODELS,
+    "/modelops.ModelOps/AcquireGpuLease": Operation.CHANGE_LEASES,
+    "/modelops.ModelOps/ReleaseGpuLease": Operation.CHANGE_LEASES,
     "/grpc.health.v1.Health/Check": None,
     "/grpc.health.v1.Health/Watch": None,
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": None,
@@ -198,6 +205,11 @@ GRPC_MESSAGES: Final[Mapping[str, Message]] = {
     "/moc.v1.Leases/Renew": leases_pb2.RenewLeaseRequest(id="nobody", token="1.1"),
     "/moc.v1.Leases/Release": leases_pb2.ReleaseLeaseRequest(id="nobody", token="1.1"),
     "/moc.v1.System/Events": system_pb2.EventsRequest(after=0),
+    "/modelops.ModelOps/Infer": model_ops_pb2.InferRequest(model_name="nobody", prompt="x"),
+    "/modelops.ModelOps/LoadModel": model_ops_pb2.LoadModelRequest(model_name="nobody"),
+    "/modelops.ModelOps/UnloadModel": model_ops_pb2.UnloadModelRequest(model_name="nobody"),
+    "/modelops.ModelOps/AcquireGpuLease": model_ops_pb2.AcquireGpuLeaseRequest(vram_estimate_mb=1),
+    "/modelops.ModelOps/ReleaseGpuLease": model_ops_pb2.ReleaseGpuLeaseRequest(lease_id="nobody"),
 }
 GRPC_BIDIRECTIONAL: Final = ("ModelStreamInfer", "InferStream", "ServerReflectionInfo")
 GRPC_ANSWERED_IN_PARTS: Final = ("Chat", "Acquire", "Watch", "Events")
@@ -294,7 +306,7 @@ class Grpc:
     """Doors are methods."""
 
     needs = GRPC_NEEDS
-    lists = frozenset({f"{OIP}/RepositoryIndex", "/moc.v1.Models/List"})
+    lists = frozenset({f"{OIP}/RepositoryIndex", "/moc.v1.Models/List", "/modelops.ModelOps/ListModels"})
 
     def __init__(self, services: Services, channel: grpc.aio.Channel) -> None:
         self._services = services

@@ -9,13 +9,15 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import stamina
 
 from moc.kernel.errors import LoadFailed
 from moc.models.model import Artifact, ModelSpec
-from moc.models.sources import ArtifactSources
+from moc.models.sources import ArtifactSources, Bounds
+from moc.models.sources.reach import get
 from moc.models.sources.source import parse_source
 from tests.file_server import Answer, Asked, FileServer, ranged, whole
 
@@ -43,7 +45,12 @@ def sources(tmp_path: Path) -> ArtifactSources:
 
 
 def make_sources(folder: Path) -> ArtifactSources:
-    return ArtifactSources(folder / "blobs", allowed_roots=[], base_dir=folder, size_limit_bytes=LIMIT_BYTES)
+    return ArtifactSources(
+        folder / "blobs",
+        bounds=Bounds(hosts=frozenset({"127.0.0.1", "localhost"})),
+        base_dir=folder,
+        size_limit_bytes=LIMIT_BYTES,
+    )
 
 
 async def fetch(
@@ -201,9 +208,10 @@ ELSEWHERE = """
 import asyncio, sys
 from pathlib import Path
 from moc.models.model import ModelSpec
-from moc.models.sources import ArtifactSources
+from moc.models.sources import ArtifactSources, Bounds
 folder = Path(sys.argv[1])
-sources = ArtifactSources(folder / "blobs", allowed_roots=[], base_dir=folder, size_limit_bytes=1024**3)
+bounds = Bounds(hosts=frozenset({"127.0.0.1"}))
+sources = ArtifactSources(folder / "blobs", bounds=bounds, base_dir=folder, size_limit_bytes=1024**3)
 spec = ModelSpec(runtime="onnx", source=sys.argv[2])
 print(asyncio.run(sources.fetch(spec, lambda done, total: print(done, flush=True))).sha256)
 """
@@ -274,6 +282,29 @@ async def test_a_redirect_to_where_files_could_be_changed_is_refused(
     with pytest.raises(LoadFailed, match="redirects to"):
         await fetch(sources, server.url)
     assert len(server.asked) == 1
+
+
+async def test_a_name_or_a_redirect_that_leads_to_a_local_address_is_not_followed(
+    server: FileServer, tmp_path: Path
+) -> None:
+    bounds = Bounds(hosts=frozenset({"127.0.0.1"}))
+    careful = ArtifactSources(tmp_path / "blobs", bounds=bounds, base_dir=tmp_path, size_limit_bytes=LIMIT_BYTES)
+    inside = f"http://localhost:{server.port}/secret"
+    with pytest.raises(LoadFailed, match=r"localhost is at .*, a private or local address"):
+        await fetch(careful, inside)
+    assert not server.asked
+    server.answer = lambda _: Answer(302, headers={"location": inside})
+    with pytest.raises(LoadFailed, match=r"localhost is at .*, a private or local address"):
+        await fetch(careful, server.url)
+    assert len(server.asked) == 1
+
+
+async def test_the_address_that_was_looked_at_is_the_one_connected_to() -> None:
+    async with httpx.AsyncClient() as client:
+        request = await get(client, httpx.URL("https://9.9.9.9:8443/m?x=1"), {"range": "bytes=5-"}, Bounds())
+        assert (request.url.host, request.url.port, request.url.query) == ("9.9.9.9", 8443, b"x=1")
+        assert (request.headers["host"], request.headers["range"]) == ("9.9.9.9:8443", "bytes=5-")
+        assert request.extensions["sni_hostname"] == "9.9.9.9"
 
 
 async def test_redirects_end(sources: ArtifactSources, server: FileServer) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from moc.kernel.errors import LoadFailed
 from moc.models.model import Artifact, ModelSpec
-from moc.models.sources import ArtifactSources
+from moc.models.sources import ArtifactSources, Bounds
 from tests.file_server import Answer, Asked, FileServer
 
 WEIGHTS = os.urandom(1_500_000)
@@ -63,7 +63,7 @@ async def index(links: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[F
 
 @pytest.fixture
 def sources(tmp_path: Path) -> ArtifactSources:
-    return ArtifactSources(tmp_path / "blobs", allowed_roots=[], base_dir=tmp_path, size_limit_bytes=LIMIT_BYTES)
+    return ArtifactSources(tmp_path / "blobs", bounds=Bounds(), base_dir=tmp_path, size_limit_bytes=LIMIT_BYTES)
 
 
 async def fetch(
@@ -211,7 +211,7 @@ async def test_tells_how_far_pip_is(sources: ArtifactSources, index: FileServer)
 
 
 async def test_a_wheel_too_large_is_stopped(sources: ArtifactSources, index: FileServer, tmp_path: Path) -> None:
-    small = ArtifactSources(tmp_path / "small", allowed_roots=[], base_dir=tmp_path, size_limit_bytes=1_000_000)
+    small = ArtifactSources(tmp_path / "small", bounds=Bounds(), base_dir=tmp_path, size_limit_bytes=1_000_000)
     before = set(psutil.Process().children())
     index.answer = lambda asked: answer(asked, cut=100_000, held=True)  # would never end by itself
     with pytest.raises(LoadFailed, match=r"the wheel of tiny-model==1.0 has 1.43\dMiB; at most"):

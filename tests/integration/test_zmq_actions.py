@@ -133,6 +133,30 @@ async def test_a_lease_is_acquired_renewed_and_released(dial: Peers) -> None:
     assert (await peer.ask("release_lease", proof))["result"]["state"] == "released"
 
 
+async def test_who_waits_for_a_lease_is_told_its_place_in_pieces(dial: Peers, rest_stack: RestStack) -> None:
+    peer, other = dial.dealer(), dial.dealer()
+    held = (await other.ask("acquire_lease", {"memory": "600MiB", "ttl_s": 600, "stream": True}))["result"]
+    wish = {"memory": "500MiB", "wait_s": 60, "stream": True}
+    await peer.send(action="acquire_lease", payload=wish, request_id="mine")
+    told = await peer.receive()
+    assert (told["request_id"], told["seq"], told["chunk"]["state"], told["chunk"]["position"]) == (
+        "mine",
+        0,
+        "pending",
+        1,
+    )
+    assert told["chunk"]["estimated_wait_s"] > 0
+    await other.ask("release_lease", {"id": held["id"], "token": held["token"]})
+    while "chunk" in (told := await peer.receive()):
+        assert told["chunk"]["state"] == "pending"
+    assert (told["done"], told["result"]["state"], told["result"]["position"]) == (True, "admitted", None)
+
+
+async def test_who_takes_one_answer_is_told_of_the_grant_only(dial: Peers) -> None:
+    answer = await dial.req().ask("acquire_lease", {"memory": "1MiB", "stream": True})
+    assert (answer["result"]["state"], "done" in answer, "seq" in answer) == ("admitted", False, False)
+
+
 async def test_what_there_is_can_be_found_out(dial: Peers, rest_stack: RestStack) -> None:
     peer = dial.req()
     rest_stack.replica.urls["rest"] = "http://there"

@@ -5,18 +5,23 @@ import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moc.kernel.errors import InvalidRequest, LoadFailed
 from moc.models.model import Artifact, ModelSpec
-from moc.models.sources import ArtifactSources
+from moc.models.sources import ArtifactSources, Bounds
 from moc.models.sources.background import Job
 from moc.models.sources.content import hash_of
 
 
 def ignore(done: int, total: int | None) -> None:
     """A progress that nobody looks at."""
+
+
+def spec(source: str, *, runtime: str = "onnx", **more: Any) -> ModelSpec:
+    return ModelSpec(runtime=runtime, source=source, **more)
 
 
 @pytest.fixture
@@ -28,7 +33,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sources(tmp_path: Path, root: Path) -> ArtifactSources:
-    return ArtifactSources(tmp_path / "blobs", allowed_roots=[root], base_dir=root, size_limit_bytes=1024**3)
+    return ArtifactSources(tmp_path / "blobs", bounds=Bounds(roots=[root]), base_dir=root, size_limit_bytes=1024**3)
 
 
 async def fetch(sources: ArtifactSources, source: str, sha256: str | None = None) -> Artifact:
@@ -80,8 +85,8 @@ async def test_what_is_not_files_is_refused(sources: ArtifactSources, root: Path
         with pytest.raises(LoadFailed):
             await fetch(sources, f"file:{name}")
         with pytest.raises(InvalidRequest):
-            sources.check(f"file:{name}", trusted=False)
-        sources.check(f"file:{name}", trusted=True)  # it may be there when it is loaded
+            sources.check(spec(f"file:{name}"), trusted=False)
+        sources.check(spec(f"file:{name}"), trusted=True)  # it may be there when it is loaded
 
 
 async def test_a_wrong_hash_names_both(sources: ArtifactSources, root: Path) -> None:
@@ -113,8 +118,50 @@ def test_only_the_operator_may_leave_the_roots(sources: ArtifactSources, root: P
     outside = ["../secret", str(tmp_path / "secret"), "link", "folder", "../models-too/m", "../nothing-here", "~"]
     for path in outside:
         with pytest.raises(InvalidRequest, match="allowed_model_roots"):
-            sources.check(f"file:{path}", trusted=False)
-        sources.check(f"file:{path}", trusted=True)
+            sources.check(spec(f"file:{path}"), trusted=False)
+        sources.check(spec(f"file:{path}"), trusted=True)
+
+
+def test_code_is_only_taken_from_folders_that_are_trusted(tmp_path: Path, root: Path) -> None:
+    trusted = tmp_path / "trusted"
+    trusted.mkdir()
+    for folder in (root, trusted):
+        (folder / "model.py").write_text("class Model: ...")
+    (trusted / "link.py").symlink_to(root / "model.py")
+    bounds = Bounds(roots=[root], python_roots=[trusted])
+    sources = ArtifactSources(tmp_path / "blobs", bounds=bounds, base_dir=root, size_limit_bytes=1024)
+    sources.check(spec(f"file:{trusted / 'model.py'}", runtime="python"), trusted=False)
+    for path in (root / "model.py", trusted / "link.py", trusted / ".." / "root" / "model.py"):
+        with pytest.raises(InvalidRequest, match="trusted_python_roots"):
+            sources.check(spec(f"file:{path}", runtime="python"), trusted=False)
+        sources.check(spec(f"file:{path}", runtime="python"), trusted=True)
+    for source in ("pypi:x==1#*.py", "https://example.com/model.py", "hf:org/repo@main#model.py"):
+        with pytest.raises(InvalidRequest, match="a Python model is code"):
+            sources.check(spec(source, runtime="python"), trusted=False)
+
+
+def test_files_that_options_name_lie_within_the_roots_too(sources: ArtifactSources, root: Path, tmp_path: Path) -> None:
+    for path in (root / "m.gguf", root / "adapter.gguf", tmp_path / "secret.gguf"):
+        path.write_bytes(b"weights")
+    inside = {"lora": [{"path": str(root / "adapter.gguf"), "scale": 1.0}]}
+    outside = {"lora": [{"path": str(tmp_path / "secret.gguf")}]}
+    sources.check(spec("file:m.gguf", runtime="llama_cpp", options=inside), trusted=False)
+    with pytest.raises(InvalidRequest, match="allowed_model_roots"):
+        sources.check(spec("file:m.gguf", runtime="llama_cpp", options=outside), trusted=False)
+    sources.check(spec("file:m.gguf", runtime="llama_cpp", options=outside), trusted=True)
+
+
+LOCAL = ["127.0.0.1", "localhost", "169.254.169.254", "10.0.0.8", "[::1]", "[::ffff:10.0.0.8]", "[fe80::1]", "0.0.0.0"]
+
+
+@pytest.mark.parametrize("host", LOCAL)
+def test_a_private_address_has_to_be_named_by_the_operator(host: str, tmp_path: Path) -> None:
+    source = f"https://{host}/model.onnx"
+    closed = ArtifactSources(tmp_path, bounds=Bounds(), base_dir=tmp_path, size_limit_bytes=1024)
+    with pytest.raises(InvalidRequest, match="allowed_model_hosts"):
+        closed.check(spec(source), trusted=False)
+    named = Bounds(hosts=frozenset({host.strip("[]")}))
+    ArtifactSources(tmp_path, bounds=named, base_dir=tmp_path, size_limit_bytes=1024).check(spec(source), trusted=False)
 
 
 def test_a_link_within_the_roots_is_fine(sources: ArtifactSources, root: Path) -> None:
@@ -122,15 +169,15 @@ def test_a_link_within_the_roots_is_fine(sources: ArtifactSources, root: Path) -
     (root / "real" / "m").write_bytes(b"m")
     (root / "link").symlink_to("real/m")
     (root / "folder").symlink_to("real")
-    sources.check("file:link", trusted=False)
-    sources.check("file:folder", trusted=False)
+    sources.check(spec("file:link"), trusted=False)
+    sources.check(spec("file:folder"), trusted=False)
 
 
 def test_a_path_that_cannot_be_is_refused(sources: ArtifactSources, root: Path) -> None:
     (root / "loop").symlink_to("loop")
     for path in ("loop", "~nobody-has-this-name/m"):
         with pytest.raises(InvalidRequest):
-            sources.check(f"file:{path}", trusted=True)
+            sources.check(spec(f"file:{path}"), trusted=True)
 
 
 async def test_verify_notices_changes(sources: ArtifactSources, root: Path) -> None:
@@ -156,7 +203,9 @@ async def test_verify_notices_changes(sources: ArtifactSources, root: Path) -> N
 async def test_verify_trusts_size_and_time_unless_told_not_to(root: Path, tmp_path: Path) -> None:
     (root / "m.bin").write_bytes(b"weights")
     quick, thorough = (
-        ArtifactSources(tmp_path / "blobs", allowed_roots=[root], base_dir=root, size_limit_bytes=1024, rehash=rehash)
+        ArtifactSources(
+            tmp_path / "blobs", bounds=Bounds(roots=[root]), base_dir=root, size_limit_bytes=1024, rehash=rehash
+        )
         for rehash in (False, True)
     )
     artifact = replace(await fetch(quick, "file:m.bin"), sha256="0" * 64)

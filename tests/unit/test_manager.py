@@ -103,8 +103,8 @@ async def test_a_caller_that_gives_up_does_not_stop_the_load(house: House) -> No
     assert house.workers.starts == 1
 
 
-async def test_too_many_waiting_for_a_load_are_refused(house: House) -> None:
-    await house.add(spec=ModelSpec(runtime="python", source="file:a.py", max_queue=2))
+async def test_beside_the_one_it_is_loaded_for_only_a_queue_waits(house: House) -> None:
+    await house.add(spec=ModelSpec(runtime="python", source="file:a.py", max_queue=1))
     house.workers.gate.clear()
     waiting = [asyncio.create_task(house.manager.ensure_ready("a", NEVER)) for _ in range(2)]
     await turn(lambda: house.workers.starts == 1)

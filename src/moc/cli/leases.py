@@ -158,6 +158,8 @@ def _show(lease: LeaseView, as_json: bool) -> None:
             ("state", lease["state"]),
             ("reason", lease["reason"]),
             ("message", lease["message"]),
+            ("position", str(lease["position"] or "")),
+            ("estimated wait", _wait(lease["estimated_wait_s"])),
             ("token", lease["token"] or ""),
             ("device", lease["device"] or lease["devices"]),
             ("memory", screen.size(lease["bytes"])),
@@ -184,6 +186,10 @@ def _wish(device: str, priority: int, ttl: str, wait: str, min_runtime: str, gra
         }
     except InvalidRequest as error:
         raise typer.BadParameter(error.message) from None
+
+
+def _wait(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.0f} s"
 
 
 def _bytes(text: str) -> int:

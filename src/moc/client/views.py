@@ -129,7 +129,8 @@ class DeviceView(TypedDict):
 class LeaseView(TypedDict):
     """Memory of a device that a process has, or waits for; see `moc lease`.
 
-    It is kept until `expires_at`, or `evict_in_s` from now when it is preempted.
+    It is kept until `expires_at`, or `evict_in_s` from now when it is preempted. One that is pending is at `position`
+    in its line, 1 is the next; `estimated_wait_s` is None when that is not known.
     """
 
     id: str
@@ -153,6 +154,8 @@ class LeaseView(TypedDict):
     expires_at: str | None
     evict_at: str | None
     evict_in_s: float | None
+    position: int | None
+    estimated_wait_s: float | None
 
 
 class KeyView(TypedDict):

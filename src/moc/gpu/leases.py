@@ -72,7 +72,7 @@ class Leases:
         self._hasty: list[Waiter] = []
         self._abandoned: list[str] = []
         self._held: dict[str, Held] = {}
-        self._wanted: dict[str, frozenset[str]] = {}
+        self._outlook = Outlook(self._queue, self._held, clock)
         self._looking = asyncio.Lock()
         self._woken = asyncio.Event()
         self._open = False
@@ -110,8 +110,7 @@ class Leases:
     def standings(self, *, ended: bool = False) -> Sequence[Standing]:
         """Every lease that waits or has memory, by id; with `ended` also the last ones that had."""
         found = [self._standing(held) for held in self._held.values() if ended or held.lease.state not in ENDED]
-        outlook = self._outlook()
-        found += [outlook.standing(waiter) for waiter in self._queue]
+        found += [self._outlook.standing(waiter) for waiter in self._queue]
         if ended:
             found += [Standing(lease=lease) for lease in self._book.ended.values()]
         return sorted(found, key=lambda standing: standing.lease.id)
@@ -127,7 +126,7 @@ class Leases:
         if held is not None:
             return self._standing(held)
         if waiter is not None:
-            return self._outlook().standing(waiter)
+            return self._outlook.standing(waiter)
         if lease_id in self._book.ended:
             return Standing(lease=self._book.ended[lease_id])
         raise NotFound(f"there is no lease {lease_id[:100]!r}; `moc lease list --all` shows those there are")
@@ -264,9 +263,6 @@ class Leases:
             evict_in_s=left_s,
         )
 
-    def _outlook(self) -> Outlook:
-        return Outlook(self._queue, self._wanted, self._held.values(), self._clock.monotonic())
-
     # looking after them
 
     async def look(self, *, tend: bool = True) -> None:
@@ -393,7 +389,7 @@ class Leases:
     async def _serve_queue(self, thoroughly: bool) -> None:
         accounts = self._broker.accounts()
         free_bytes = self._broker.free(accounts)
-        wanted = self._wanted = dict[str, frozenset[str]]()
+        wanted: dict[str, frozenset[str]] = {}
         blocked: set[str] = set()
         closed: set[str] = set()
         granted: list[tuple[Waiter, Grant]] = []
@@ -415,6 +411,7 @@ class Leases:
                 waiter.found_bytes = {device: free_bytes[device] for device in able}
                 closed.add(line)
                 blocked |= wanted[line]
+        self._outlook.wanted = wanted
         await self._admit(granted)
 
     async def _try(self, waiter: Waiter, demand: Demand, granted: list[tuple[Waiter, Grant]]) -> bool:
@@ -431,8 +428,7 @@ class Leases:
                 granted.append((waiter, outcome))
                 return True
             if isinstance(outcome, Refusal):
-                waiter.why, waiter.obstacles = outcome.message, outcome.obstacles
-                waiter.tried_at = self._clock.monotonic()
+                waiter.held_up(outcome, self._clock.monotonic())
                 if outcome.reason is Reason.TOO_LARGE:
                     raise NoCapacity(outcome.message, details={"reason": outcome.reason})
                 await self._preempt_for(waiter, outcome)

@@ -1,4 +1,4 @@
-"""What those who wait for a lease can expect. Pure."""
+"""What those who wait for a lease can expect."""
 
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
@@ -8,18 +8,17 @@ from moc.gpu.eviction import Obstacle
 from moc.gpu.lease import Standing
 from moc.gpu.lease_book import Held
 from moc.gpu.queue import Waiter, WaitQueue
+from moc.kernel.clock import Clock
 
 
 class Outlook:
-    """As things are at `now`, on the monotonic clock; `wanted` are the devices that each line stands for."""
+    """As things are when it is asked; `wanted` are the devices that each line of the queue stands for."""
 
-    def __init__(
-        self, queue: WaitQueue, wanted: Mapping[str, Collection[str]], held: Collection[Held], now: float
-    ) -> None:
+    def __init__(self, queue: WaitQueue, held: Mapping[str, Held], clock: Clock) -> None:
+        self.wanted: Mapping[str, frozenset[str]] = {}
         self._queue = queue
-        self._wanted = {line: frozenset(devices) for line, devices in wanted.items()}
         self._held = held
-        self._now = now
+        self._clock = clock
 
     def standing(self, waiter: Waiter) -> Standing:
         """Of one who waits. How long that will be is told of the first in line only, and not always known."""
@@ -29,19 +28,20 @@ class Outlook:
 
     def _lines_of(self, waiter: Waiter) -> Collection[str]:
         """Those whose turn is before its own if they came first: they want one of its devices."""
-        own = self._wanted.get(waiter.line, frozenset())
-        return {waiter.line, *(line for line, devices in self._wanted.items() if own & devices)}
+        own = self.wanted.get(waiter.line, frozenset())
+        return {waiter.line, *(line for line, devices in self.wanted.items() if own & devices)}
 
     def _wait_s(self, waiter: Waiter) -> float | None:
         """Until the first of its devices has room."""
-        tried_s = self._now - waiter.tried_at
-        waits = []
+        moments = []
         for obstacle in waiter.obstacles:
+            if waiter.device not in ("", obstacle.device):
+                continue
             if obstacle.retry_after_s is not None:
-                waits.append(obstacle.retry_after_s - tried_s)
+                moments.append(waiter.tried_at + obstacle.retry_after_s)
             elif (ends_at := self._ends_at(obstacle, waiter.lease.terms.bytes)) is not None:
-                waits.append(ends_at - self._now)
-        return max(0.0, min(waits)) if waits else None
+                moments.append(ends_at)
+        return max(0.0, min(moments) - self._clock.monotonic()) if moments else None
 
     def _ends_at(self, obstacle: Obstacle, wanted_bytes: int) -> float | None:
         """When enough of the leases on a device have ended, None when that is not known."""
@@ -51,5 +51,5 @@ class Outlook:
         return ends[enough][0] if enough < len(ends) else None
 
     def _ends_on(self, device: str) -> Sequence[tuple[float, int]]:
-        found = ((held.ends_at, held.lease.terms.bytes) for held in self._held if held.lease.device == device)
+        found = ((held.ends_at, held.lease.terms.bytes) for held in self._held.values() if held.lease.device == device)
         return sorted((ends_at, size) for ends_at, size in found if ends_at is not None)

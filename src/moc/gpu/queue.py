@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from heapq import heapify, heappop, heappush
 
-from moc.gpu.eviction import Obstacle
+from moc.gpu.eviction import Obstacle, Refusal
 from moc.gpu.lease import Lease, Standing
 from moc.gpu.ledger import Demand
 from moc.kernel.errors import QueueFull
@@ -71,6 +71,10 @@ class Waiter:
     def found_less(self, devices: Iterable[str], free_bytes: Mapping[str, int]) -> bool:
         """Whether on one of these devices more is free now than it found, or it has not looked there."""
         return any(free_bytes[device] > self.found_bytes.get(device, -math.inf) for device in devices)
+
+    def held_up(self, refusal: Refusal, now: float) -> None:
+        """It was looked at and has to wait on."""
+        self.why, self.obstacles, self.tried_at = refusal.message, refusal.obstacles, now
 
     def refuse(self, error: Exception) -> None:
         """It waits in vain; nothing happens if it waits no longer."""

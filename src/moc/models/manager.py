@@ -133,7 +133,7 @@ class ModelManager:
             return slot.resident
         slot.refuse_in_backoff()
         max_queue = slot.entry.version.spec.max_queue
-        if slot.waiting >= max_queue:
+        if slot.waiting > max_queue:  # the first of them has its place already
             raise QueueFull(f"{slot.waiting} requests wait for {reference} to load; try again shortly", retry_after_s=1)
         return await self._await_load(slot, deadline, reason="Requested", actor="system")
 

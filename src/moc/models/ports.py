@@ -171,8 +171,8 @@ Progress = Callable[[int, int | None], None]
 class Sources(Protocol):
     """Where artifacts come from."""
 
-    def check(self, source: str, *, trusted: bool) -> None:
-        """InvalidRequest when `source` cannot be fetched, or may not be by a caller who is not trusted.
+    def check(self, spec: ModelSpec, *, trusted: bool) -> None:
+        """InvalidRequest when what `spec` names cannot be fetched, or may not be by a caller who is not trusted.
 
         The operator's own configuration is trusted; what came over an API is not.
         """

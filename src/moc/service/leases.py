@@ -1,19 +1,24 @@
 """What a caller may ask about leases of device memory."""
 
+import asyncio
+from collections.abc import AsyncGenerator
+
 import msgspec
 
-from moc.gpu.lease import LeaseTerms, Token
+from moc.gpu.lease import HOLDING, LeaseTerms, Standing, Token
 from moc.gpu.leases import Leases
-from moc.kernel.errors import InvalidRequest
+from moc.kernel.errors import Conflict, Forbidden, InvalidRequest, NotFound
+from moc.kernel.ids import new_id
 from moc.kernel.units import Bytes
 from moc.resilience.deadline import Deadline
 from moc.security.identity import Identity
 from moc.security.policy import Operation
-from moc.service.guard import require
+from moc.service.guard import check, require
 from moc.service.views import LeaseView, Page, lease_view
 
 BYTES_MAX = 2**53
 DAY_S = 86_400.0
+_LOOK_S = 0.5
 
 
 class LeaseWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,19 +63,34 @@ class LeasesService:
     async def acquire(self, identity: Identity, wish: LeaseWish, deadline: Deadline) -> LeaseView:
         """A lease, granted; NoCapacity when it cannot be within `wait_s`. Cancelled it leaves nothing behind."""
         require(identity, Operation.CHANGE_LEASES)
-        _check(wish)
-        terms = LeaseTerms(
-            bytes=_size(wish),
-            devices=wish.device,
-            priority=wish.priority,
-            ttl_s=wish.ttl_s,
-            min_runtime_s=wish.min_runtime_s,
-            grace_s=wish.grace_s,
-        )
-        granted = await self._leases.acquire(
-            terms, identity=identity, pid=wish.pid, wait_s=wish.wait_s, deadline=deadline
-        )
-        return lease_view(granted)
+        return lease_view(await self._acquire(identity, wish, deadline))
+
+    async def follow(self, identity: Identity, wish: LeaseWish, deadline: Deadline) -> AsyncGenerator[LeaseView, None]:
+        """Like `acquire`, but told of as it waits, whenever its place changes, and as it has it, until it is over.
+
+        Closed before it told of the grant it leaves nothing behind.
+        """
+        require(identity, Operation.CHANGE_LEASES)
+        lease_id = new_id("lse")
+        asking = asyncio.create_task(self._acquire(identity, wish, deadline, lease_id))
+        told = None
+        try:
+            while not (await asyncio.wait({asking}, timeout=_LOOK_S))[0]:
+                pending = self._pending(lease_id)
+                if pending is not None and (news := (pending.position, pending.estimated_wait_s is None)) != told:
+                    told = news
+                    yield lease_view(pending)
+            standing = asking.result()
+        except BaseException:
+            await self._give_up(asking, identity)
+            raise
+        yield lease_view(standing)
+        while standing.lease.state in HOLDING:
+            await asyncio.sleep(_LOOK_S)
+            check(identity, Operation.READ_LEASES)
+            before, standing = standing.lease.state, self._leases.show(lease_id)
+            if standing.lease.state != before:
+                yield lease_view(standing)
 
     async def renew(self, identity: Identity, lease_id: str, token: str, pid: int | None) -> LeaseView:
         """Keep a lease for another `ttl_s`, and say which process uses it if that is new; Conflict when it is over."""
@@ -81,10 +101,50 @@ class LeasesService:
             standing = await self._leases.occupy(lease_id, proof, pid, actor=identity.key_id)
         return lease_view(standing)
 
-    async def release(self, identity: Identity, lease_id: str, token: str) -> LeaseView:
-        """Give a lease back; idempotent."""
+    async def release(self, identity: Identity, lease_id: str, token: str | None) -> LeaseView:
+        """Give a lease back; idempotent. Without its token only the key that it was granted to may."""
         require(identity, Operation.CHANGE_LEASES)
-        return lease_view(await self._leases.release(lease_id, Token.parse(token), actor=identity.key_id))
+        proof = self._own_token(identity, lease_id) if token is None else Token.parse(token)
+        return lease_view(await self._leases.release(lease_id, proof, actor=identity.key_id))
+
+    async def _acquire(
+        self, identity: Identity, wish: LeaseWish, deadline: Deadline, lease_id: str | None = None
+    ) -> Standing:
+        _check(wish)
+        terms = LeaseTerms(
+            bytes=_size(wish),
+            devices=wish.device,
+            priority=wish.priority,
+            ttl_s=wish.ttl_s,
+            min_runtime_s=wish.min_runtime_s,
+            grace_s=wish.grace_s,
+        )
+        return await self._leases.acquire(
+            terms, identity=identity, pid=wish.pid, wait_s=wish.wait_s, deadline=deadline, lease_id=lease_id
+        )
+
+    async def _give_up(self, asking: asyncio.Task[Standing], identity: Identity) -> None:
+        """Nobody waits for the lease any more."""
+        asking.cancel()
+        (outcome,) = await asyncio.gather(asking, return_exceptions=True)
+        if isinstance(outcome, Standing) and outcome.lease.token is not None:
+            await self._leases.release(outcome.lease.id, outcome.lease.token, actor=identity.key_id)
+
+    def _pending(self, lease_id: str) -> Standing | None:
+        """One who waits in line, None when it is not there yet or any more."""
+        try:
+            standing = self._leases.show(lease_id)
+        except NotFound:
+            return None
+        return None if standing.position is None else standing
+
+    def _own_token(self, identity: Identity, lease_id: str) -> Token:
+        lease = self._leases.show(lease_id).lease
+        if lease.holder != identity.key_id:
+            raise Forbidden(f"lease {lease_id} was granted to another key; ask with its token")
+        if lease.token is None:
+            raise Conflict(f"lease {lease_id} is not granted yet; whoever waits for it gives it up by going away")
+        return lease.token
 
 
 def _size(wish: LeaseWish) -> int:

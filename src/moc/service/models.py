@@ -135,7 +135,7 @@ class ModelsService:
     async def add(self, identity: Identity, name: str, spec: ModelSpec) -> ModelView:
         """Register a new version; the same spec as the newest one's returns that one."""
         require(identity, Operation.CHANGE_MODELS, model=name)
-        self._sources.check(spec.source, trusted=False)
+        self._sources.check(spec, trusted=False)
         return await self._view(await self._manager.add(name, spec, actor=identity.key_id))
 
     @audited("models.pull")

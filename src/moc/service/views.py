@@ -194,8 +194,9 @@ class LeaseView:
 
     It is `holder`'s, a key id, until `expires_at` unless it is renewed. `devices` is what was asked for, `device`
     what was given; `token` grows with every grant, compared as two numbers. One that is `preempting` ends
-    `evict_in_s` from now, at `evict_at`. `quarantined`: it ended, but its process still has the memory. `message`
-    says what a pending one waits for.
+    `evict_in_s` from now, at `evict_at`. `quarantined`: it ended, but its process still has the memory. Of a pending
+    one `message` says what it waits for, `position` its place among those who wait for the same devices (1 is the
+    next) and `estimated_wait_s` how long it will wait, null when that is not known.
     """
 
     id: str
@@ -219,6 +220,8 @@ class LeaseView:
     expires_at: str | None
     evict_at: str | None
     evict_in_s: float | None
+    position: int | None
+    estimated_wait_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +317,8 @@ def lease_view(standing: Standing) -> LeaseView:
         expires_at=None if standing.expires_at is None else rfc3339(standing.expires_at),
         evict_at=None if standing.evict_at is None else rfc3339(standing.evict_at),
         evict_in_s=standing.evict_in_s,
+        position=standing.position,
+        estimated_wait_s=standing.estimated_wait_s,
     )
 
 

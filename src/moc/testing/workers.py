@@ -175,7 +175,7 @@ class FakeSources:
         self.fetched: list[str] = []
         self.discarded: list[str] = []
 
-    def check(self, source: str, *, trusted: bool) -> None:
+    def check(self, spec: ModelSpec, *, trusted: bool) -> None:
         """Any source is fine."""
 
     async def fetch(self, spec: ModelSpec, progress: Progress) -> Artifact:

@@ -1,10 +1,28 @@
-"""How the first generation of this system named a model's file, in today's words."""
+"""What the protocols' doors of the first generation of this system have in common."""
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 _RUNTIMES = {".gguf": "llama_cpp", ".onnx": "onnx", ".py": "python"}
+
+
+class _Choice(msgspec.Struct):
+    text: str = ""
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int = 0
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+
+
+_completion_decoder: Final = msgspec.json.Decoder(_Completion)
 
 
 def spec_of(path: str, parameters: Mapping[str, Any] | None, shards: int | None) -> dict[str, Any]:
@@ -17,3 +35,10 @@ def spec_of(path: str, parameters: Mapping[str, Any] | None, shards: int | None)
     if shards is not None:
         spec["shards"] = shards
     return spec
+
+
+def written_in(document: bytes | bytearray | memoryview) -> tuple[str, int]:
+    """The text of an engine's completion, and of how many tokens it is."""
+    made = _completion_decoder.decode(document)
+    text = "".join(choice.text for choice in made.choices)
+    return text, made.usage.completion_tokens if made.usage else 0

@@ -1,15 +1,17 @@
 """Every kind of source behind one port."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from moc.kernel.errors import InvalidRequest, LoadFailed
+from moc.kernel.errors import InvalidRequest
 from moc.models.model import Artifact, ModelSpec
 from moc.models.ports import Progress
 from moc.models.sources.background import Job, in_thread
 from moc.models.sources.blobs import Blobs
-from moc.models.sources.content import Measure, hash_of, measure, members
+from moc.models.sources.bounds import Bounds
+from moc.models.sources.content import Measure, hash_of, measure
 from moc.models.sources.failure import disk_errors, failed
 from moc.models.sources.source import (
     FileSource,
@@ -21,12 +23,15 @@ from moc.models.sources.source import (
     parse_source,
 )
 
+PYTHON = "python"
+"""The runtime whose models are code."""
+
 
 class ArtifactSources:
     """Fetches artifacts once and keeps them under `blob_dir`; uses files of this host where they are.
 
-    `allowed_roots` are the folders that `file:` sources of untrusted callers must lie in; relative paths start
-    at `base_dir`; no artifact may have more than `size_limit_bytes`. With `rehash`, `verify` reads every byte
+    `bounds` say what untrusted callers may name, and where any download may go; relative paths start at
+    `base_dir`; no artifact may have more than `size_limit_bytes`. With `rehash`, `verify` reads every byte
     each time, else only where size or time have changed.
     """
 
@@ -34,25 +39,32 @@ class ArtifactSources:
         self,
         blob_dir: Path,
         *,
-        allowed_roots: Sequence[Path],
+        bounds: Bounds,
         base_dir: Path,
         size_limit_bytes: int,
         rehash: bool = False,
     ) -> None:
         self._blobs = Blobs(blob_dir)
-        self._allowed_roots = tuple(allowed_roots)
+        self._bounds = bounds
         self._base_dir = base_dir
         self._size_limit_bytes = size_limit_bytes
         self._rehash = rehash
         self._verified: dict[tuple[str, str], Measure] = {}
 
-    def check(self, source: str, *, trusted: bool) -> None:
-        """InvalidRequest when `source` can never be fetched or, for a caller not `trusted`, lies outside the roots."""
-        parsed = parse_source(source)
-        if isinstance(parsed, FileSource):
-            path = self._locate(parsed)
-            if not trusted:
-                self._check_within_roots(path)
+    def check(self, spec: ModelSpec, *, trusted: bool) -> None:
+        """InvalidRequest when what `spec` names can never be fetched or, for a caller not `trusted`, may not be."""
+        source = parse_source(spec.source)
+        path = self._locate(source) if isinstance(source, FileSource) else None
+        if trusted:
+            return
+        if spec.runtime == PYTHON:
+            self._bounds.check_code(path)
+        elif path is not None:
+            self._bounds.check_file(path)
+        if isinstance(source, WebSource):
+            self._bounds.check_host(source.host)
+        for file in _files_in(spec.options):
+            self._bounds.check_file((self._base_dir / file).resolve())
 
     async def fetch(self, spec: ModelSpec, progress: Progress) -> Artifact:
         """The artifact of `spec`; at once and without a network when its source was fetched before."""
@@ -81,24 +93,6 @@ class ArtifactSources:
             return (self._base_dir / Path(source.path).expanduser()).resolve()
         except (OSError, RuntimeError) as error:
             raise InvalidRequest(f"file:{source.path[:500]} cannot be a path: {error}") from None
-
-    def _check_within_roots(self, path: Path) -> None:
-        roots = [root.resolve() for root in self._allowed_roots]
-        if not _lies_within(path, roots):
-            shown = ", ".join(str(root) for root in roots) or "none"
-            raise InvalidRequest(
-                f"{path} lies outside security.allowed_model_roots ({shown}); put it there, or add its folder"
-            )
-        try:
-            inside = [member for _, member in members(path)]
-            measure(path)
-        except (OSError, LoadFailed) as error:
-            raise InvalidRequest(f"{path} cannot be a model: {error}; put the model there first") from None
-        for member in inside:
-            if not _lies_within(member.resolve(), roots):
-                raise InvalidRequest(
-                    f"{member} is a link that leaves security.allowed_model_roots; copy the file there"
-                )
 
     def _take(self, source: FileSource, expected: str | None, job: Job) -> Artifact:
         path = self._locate(source)
@@ -137,7 +131,7 @@ class ArtifactSources:
                     url=source.text, shown=source.shown, size_limit_bytes=self._size_limit_bytes, hashed=hashed
                 )
                 part = PartialFile(folder / "file")
-                async with Downloader() as downloader:
+                async with Downloader(self._bounds) as downloader:
                     await downloader.download(remote, part, progress)
                 return part.path
 
@@ -164,5 +158,8 @@ class ArtifactSources:
         self._verified[key] = found
 
 
-def _lies_within(path: Path, roots: Sequence[Path]) -> bool:
-    return any(path.is_relative_to(root) for root in roots)
+def _files_in(options: Mapping[str, Any]) -> list[str]:
+    """The files that options of a runtime name: adapters."""
+    adapters = options.get("lora")
+    entries = adapters if isinstance(adapters, list) else []
+    return [entry["path"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("path"), str)]

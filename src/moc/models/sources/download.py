@@ -15,7 +15,9 @@ from moc.kernel.errors import LoadFailed
 from moc.kernel.units import Bytes
 from moc.models.ports import Progress
 from moc.models.sources.background import in_thread
+from moc.models.sources.bounds import Bounds
 from moc.models.sources.failure import disk_errors, failed, is_full
+from moc.models.sources.reach import get
 from moc.models.sources.source import is_loopback
 
 _ATTEMPTS = 6
@@ -90,9 +92,10 @@ class PartialFile:
 
 
 class Downloader:
-    """Downloads over one set of connections; an async context manager."""
+    """Downloads over one set of connections, within `bounds` if given; an async context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Bounds | None = None) -> None:
+        self._bounds = bounds
         self._client = httpx.AsyncClient(timeout=_TIMEOUT, follow_redirects=False)
 
     async def __aenter__(self) -> "Downloader":
@@ -148,7 +151,7 @@ class Downloader:
         for _ in range(_REDIRECTS_MAX):
             if (url.scheme, url.host, url.port) != (origin.scheme, origin.host, origin.port):
                 headers = {name: value for name, value in headers.items() if name not in remote.headers}
-            response = await self._client.send(self._client.build_request("GET", url, headers=headers), stream=True)
+            response = await self._client.send(await get(self._client, url, headers, self._bounds), stream=True)
             if not response.has_redirect_location:
                 return response
             await response.aclose()

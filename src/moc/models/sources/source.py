@@ -61,6 +61,11 @@ class WebSource(RemoteSource):
         """The URL without its query, which may hold a signature."""
         return self.text.partition("?")[0]
 
+    @property
+    def host(self) -> str:
+        """The host that the URL names."""
+        return host_of(self.text)
+
 
 @dataclass(frozen=True, slots=True)
 class HubSource(RemoteSource):
@@ -99,6 +104,14 @@ def parse_sha256(text: str | None) -> str | None:
     if match is None:
         raise InvalidRequest(f"not a sha256: {text[:100]!r}; write its 64 hexadecimal digits")
     return match[1].lower()
+
+
+def host_of(source: str) -> str:
+    """The host that a source names; empty when it is no URL."""
+    try:
+        return urlsplit(source).hostname or ""
+    except ValueError:
+        return ""
 
 
 def is_loopback(host: str) -> bool:

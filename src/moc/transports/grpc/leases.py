@@ -1,23 +1,23 @@
 """`moc.v1.Leases`."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
 import msgspec
 from google.protobuf import json_format
 
+from moc.kernel.errors import Unavailable
 from moc.service.leases import LeasesService, LeaseWish
 from moc.service.services import Services
 from moc.service.views import LeaseView
-from moc.transports.closing import unless
+from moc.transports.closing import until
 from moc.transports.grpc.call import Call, Method, Stream, Unary
 from moc.transports.grpc.messages import message_of, page_of, read
 from moc.transports.grpc.stubs.moc.v1 import leases_pb2 as pb
 
 SERVICE: Final = "moc.v1.Leases"
-_LOOK_S: Final = 0.5
-_HELD: Final = ("admitted", "preempting")
 
 
 class Leases:
@@ -51,15 +51,14 @@ class Leases:
     async def _acquire(self, requests: AsyncIterator[bytes], call: Call) -> AsyncGenerator[bytes, None]:
         async for data in requests:
             wish = _wish(read(pb.AcquireLeaseRequest, data))
-            view = await unless(self._closing, self._leases.acquire(call.identity, wish, call.deadline()))
-            yield _written(view)
-            told = view.state
-            while told in _HELD and not self._closing.is_set():
-                await self._pause()
-                view = await self._leases.show(call.identity, view.id)
-                if view.state != told:
-                    told = view.state
+            followed = until(self._closing, self._leases.follow(call.identity, wish, call.deadline()))
+            granted = False
+            async with contextlib.aclosing(followed):
+                async for view in followed:
+                    granted = granted or view.state != "pending"
                     yield _written(view)
+            if not granted:
+                raise Unavailable("this coordinator is stopping; ask again shortly")
             return
 
     async def _renew(self, data: bytes, call: Call) -> bytes:
@@ -70,13 +69,6 @@ class Leases:
     async def _release(self, data: bytes, call: Call) -> bytes:
         message = read(pb.ReleaseLeaseRequest, data)
         return _written(await self._leases.release(call.identity, message.id, message.token))
-
-    async def _pause(self) -> None:
-        try:
-            async with asyncio.timeout(_LOOK_S):
-                await self._closing.wait()
-        except TimeoutError:
-            return
 
 
 def _wish(message: pb.AcquireLeaseRequest) -> LeaseWish:

@@ -15,6 +15,7 @@ from moc.transports.grpc.health import Health
 from moc.transports.grpc.inference import Inference
 from moc.transports.grpc.leases import Leases
 from moc.transports.grpc.limits import Limits
+from moc.transports.grpc.model_ops import ModelOps
 from moc.transports.grpc.models import Models
 from moc.transports.grpc.oip import InferenceProtocol
 from moc.transports.grpc.reflection import Reflection
@@ -87,6 +88,7 @@ def methods_of(services: Services, closing: asyncio.Event) -> Mapping[str, Metho
         Devices(services),
         Leases(services, closing),
         System(services, closing),
+        ModelOps(services),
     )
     methods = {path: method for part in parts for path, method in part.methods().items()}
     served = {path.split("/")[1] for path in methods}

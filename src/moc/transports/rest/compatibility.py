@@ -14,7 +14,7 @@ from moc.kernel.errors import InvalidRequest, Unimplemented
 from moc.service.models import spec_from
 from moc.service.services import Services
 from moc.service.views import ModelView
-from moc.transports.first_generation import spec_of
+from moc.transports.first_generation import spec_of, written_in
 from moc.transports.oip.text import completion
 from moc.transports.rest.body import decoded
 from moc.transports.rest.exchange import inference_headers
@@ -54,23 +54,9 @@ class InferenceAnswer:
     error_message: str = ""
 
 
-class _Choice(Struct):
-    text: str = ""
-
-
-class _Usage(Struct):
-    completion_tokens: int = 0
-
-
-class _Completion(Struct):
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-
-
 _TAG: Final = "compatibility"
 _inference_decoder: Final = msgspec.json.Decoder(InferenceRequest)
 _load_decoder: Final = msgspec.json.Decoder(LoadRequest)
-_completion_decoder: Final = msgspec.json.Decoder(_Completion)
 
 
 def router(services: Services) -> APIRouter:
@@ -100,11 +86,11 @@ def _add_inference(routes: APIRouter, services: Services) -> None:
         began = time.monotonic()
         with call.watch():
             answer = await services.inference.infer(call.identity, model, request, call.deadline())
-        made = _completion_decoder.decode(answer.reply.body)
+        text, tokens = written_in(answer.reply.body)
         response = json_answer(
             InferenceAnswer(
-                response_text="".join(choice.text for choice in made.choices),
-                tokens_generated=made.usage.completion_tokens if made.usage else 0,
+                response_text=text,
+                tokens_generated=tokens,
                 inference_time_ms=round((time.monotonic() - began) * 1000, 3),
             )
         )

@@ -237,7 +237,7 @@ class Dispatch:
 
     def _done(self, work: Work, outcome: Outcome) -> list[Buffer]:
         reply = work.reply(success=True, result=outcome.result)
-        if outcome.result is UNSET:
+        if outcome.result is UNSET or work.pieces:
             reply.seq, reply.done = work.pieces, True
         source = outcome.source
         if source is not None:

@@ -1,5 +1,6 @@
 """Actions on models, on leases and on other requests."""
 
+import contextlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any
@@ -11,7 +12,8 @@ from moc.kernel.errors import Unimplemented
 from moc.service.leases import LeaseWish
 from moc.service.models import spec_from
 from moc.service.services import Services
-from moc.transports.zmq.call import Action, Call, Outcome
+from moc.service.views import LeaseView
+from moc.transports.zmq.call import Action, Call, Emit, Outcome
 
 
 class LoadPayload(msgspec.Struct, forbid_unknown_fields=True):
@@ -32,6 +34,12 @@ class PagePayload(msgspec.Struct, forbid_unknown_fields=True):
 
     after: str | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+
+
+class AcquirePayload(LeaseWish, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A lease that is wanted; with `stream` pieces tell its place in line while it is pending."""
+
+    stream: bool = False
 
 
 class RenewPayload(msgspec.Struct, forbid_unknown_fields=True):
@@ -100,8 +108,18 @@ class _Managing:
         return Outcome({"models": page.items, "next": page.next})
 
     async def acquire_lease(self, call: Call) -> Outcome:
-        lease = await self._leases.acquire(call.identity, call.read(LeaseWish), call.deadline)
-        return Outcome(lease, undo=partial(self._leases.release, call.identity, lease.id, lease.token or ""))
+        wish = call.read(AcquirePayload)
+        if wish.stream and call.emit is not None:
+            lease = await self._acquire_told(call, wish, call.emit)
+        else:
+            lease = await self._leases.acquire(call.identity, wish, call.deadline)
+        return Outcome(lease, undo=partial(self._leases.release, call.identity, lease.id, lease.token))
+
+    async def _acquire_told(self, call: Call, wish: LeaseWish, emit: Emit) -> LeaseView:
+        async with contextlib.aclosing(self._leases.follow(call.identity, wish, call.deadline)) as followed:
+            while (lease := await anext(followed)).state == "pending":
+                await emit(lease)
+            return lease
 
     async def renew_lease(self, call: Call) -> Outcome:
         payload = call.read(RenewPayload)

@@ -74,7 +74,7 @@ class ReleaseLeaseRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
 
 class Lease(_message.Message):
-    __slots__ = ("id", "state", "reason", "message", "holder", "holder_name", "devices", "device", "bytes", "priority", "token", "ttl_s", "min_runtime_s", "grace_s", "pid", "quarantined", "created_at", "granted_at", "expires_at", "evict_at", "evict_in_s")
+    __slots__ = ("id", "state", "reason", "message", "holder", "holder_name", "devices", "device", "bytes", "priority", "token", "ttl_s", "min_runtime_s", "grace_s", "pid", "quarantined", "created_at", "granted_at", "expires_at", "evict_at", "evict_in_s", "position", "estimated_wait_s")
     ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +96,8 @@ class Lease(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     EVICT_AT_FIELD_NUMBER: _ClassVar[int]
     EVICT_IN_S_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_WAIT_S_FIELD_NUMBER: _ClassVar[int]
     id: str
     state: str
     reason: str
@@ -117,4 +119,6 @@ class Lease(_message.Message):
     expires_at: _timestamp_pb2.Timestamp
     evict_at: _timestamp_pb2.Timestamp
     evict_in_s: float
-    def __init__(self, id: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., holder: _Optional[str] = ..., holder_name: _Optional[str] = ..., devices: _Optional[str] = ..., device: _Optional[str] = ..., bytes: _Optional[int] = ..., priority: _Optional[int] = ..., token: _Optional[str] = ..., ttl_s: _Optional[float] = ..., min_runtime_s: _Optional[float] = ..., grace_s: _Optional[float] = ..., pid: _Optional[int] = ..., quarantined: _Optional[bool] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., granted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., evict_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., evict_in_s: _Optional[float] = ...) -> None: ...
+    position: int
+    estimated_wait_s: float
+    def __init__(self, id: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., holder: _Optional[str] = ..., holder_name: _Optional[str] = ..., devices: _Optional[str] = ..., device: _Optional[str] = ..., bytes: _Optional[int] = ..., priority: _Optional[int] = ..., token: _Optional[str] = ..., ttl_s: _Optional[float] = ..., min_runtime_s: _Optional[float] = ..., grace_s: _Optional[float] = ..., pid: _Optional[int] = ..., quarantined: _Optional[bool] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., granted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., evict_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., evict_in_s: _Optional[float] = ..., position: _Optional[int] = ..., estimated_wait_s: _Optional[float] = ...) -> None: ...

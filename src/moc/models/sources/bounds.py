@@ -1,0 +1,78 @@
+"""What a source may name when it is not the operator's own word, and where a download may go."""
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moc.kernel.errors import InvalidRequest, LoadFailed
+from moc.models.sources.content import measure, members
+from moc.models.sources.failure import failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """`roots` are the folders that files may lie in, `python_roots` those whose Python code may be run.
+
+    Downloads go to public addresses, and to `hosts`, which the operator named.
+    """
+
+    roots: Sequence[Path] = ()
+    python_roots: Sequence[Path] = ()
+    hosts: frozenset[str] = frozenset()
+
+    def check_file(self, path: Path) -> None:
+        """InvalidRequest unless a file or folder lies in `roots` with everything it links to."""
+        _check_within(path, self.roots, "security.allowed_model_roots")
+
+    def check_code(self, path: Path | None) -> None:
+        """InvalidRequest unless Python code lies in `python_roots`; None is code from anywhere else."""
+        if path is None:
+            raise InvalidRequest(
+                "a Python model is code: over the API it must be a file: in security.trusted_python_roots; "
+                "name it in moc.yaml, or put it there"
+            )
+        _check_within(path, self.python_roots, "security.trusted_python_roots")
+
+    def check_host(self, host: str) -> None:
+        """InvalidRequest for a host that is, as it is written, not a public one."""
+        if host not in self.hosts and (host == "localhost" or not is_public(host)):
+            raise InvalidRequest(f"{host} is a private or local address; {_advice(host)}")
+
+    def check_address(self, host: str, address: str) -> None:
+        """LoadFailed when a host turns out to be at an address that is not public."""
+        if host not in self.hosts and not is_public(address):
+            raise failed(f"{host} is at {address}, a private or local address; {_advice(host)}")
+
+
+def _check_within(path: Path, folders: Sequence[Path], option: str) -> None:
+    roots = [root.resolve() for root in folders]
+    if not _lies_within(path, roots):
+        shown = ", ".join(str(root) for root in roots) or "none"
+        raise InvalidRequest(f"{path} lies outside {option} ({shown}); put it there, or add its folder")
+    try:
+        inside = [member for _, member in members(path)]
+        measure(path)
+    except (OSError, LoadFailed) as error:
+        raise InvalidRequest(f"{path} cannot be a model: {error}; put the model there first") from None
+    for member in inside:
+        if not _lies_within(member.resolve(), roots):
+            raise InvalidRequest(f"{member} is a link that leaves {option}; copy the file there")
+
+
+def _lies_within(path: Path, roots: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(root) for root in roots)
+
+
+def _advice(host: str) -> str:
+    return f"add {host} to security.allowed_model_hosts if that is meant"
+
+
+def is_public(host: str) -> bool:
+    """Whether it is a name, or an address that anybody on the Internet may use."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return True
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_global and not address.is_multicast

@@ -1,0 +1,474 @@
+"""The same questions over each protocol, answered in the same words: the messages of `moc.v1`.
+
+`tests/integration/test_parity.py` compares the answers.
+"""
+
+import math
+import struct
+from collections.abc import Awaitable, Sequence
+from typing import Any, Final, Protocol, TypeVar
+
+import grpc
+import httpx
+import msgspec
+from google.protobuf import json_format
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+
+from moc.transports.grpc.failure import DETAILS
+from moc.transports.grpc.stubs.moc.v1 import devices_pb2, inference_pb2, leases_pb2, models_pb2, system_pb2
+from moc.transports.grpc.stubs.moc.wire.status_pb2 import ErrorInfo, RetryInfo, Status
+from moc.transports.grpc.stubs.modelops import model_ops_pb2
+from moc.transports.headers import DEADLINE
+from moc.transports.status import STATUSES
+from tests.zmq_peer import Peer, Peers
+
+M = TypeVar("M", bound=Message)
+
+MESSAGES: Final = [{"role": "user", "content": "hi"}]
+_OPENAI_CODES: Final = {
+    "model_not_found": "not_found",
+    **{status.openai_code: code for code, status in STATUSES.items() if status.openai_code},
+}
+
+
+class Refused(Exception):
+    """What an asker was answered with instead. `code` is the gRPC status where that is all there is."""
+
+    def __init__(self, code: str, message: str, retry_after_s: int | None = None) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class Asker(Protocol):
+    """What every protocol can be asked. Refused when the answer is an error."""
+
+    def as_key(self, key: str) -> "Asker":
+        """The same, with another key."""
+        ...
+
+    async def tensors(self, model: str, values: Sequence[float]) -> inference_pb2.InferResponse: ...
+
+    async def chat(self, model: str) -> str: ...
+
+    async def pieces(self, model: str) -> list[str]:
+        """A conversation as it is streamed."""
+        ...
+
+    async def older_text(self, model: str, prompt: str) -> tuple[str, int]:
+        """A text and its tokens, in the words of the first generation."""
+        ...
+
+    async def models(self) -> models_pb2.ListModelsResponse: ...
+
+    async def load(self, name: str, spec: dict[str, Any] | None = None) -> models_pb2.Model:
+        """Load a model; with a spec add it first."""
+        ...
+
+    async def unload(self, name: str) -> models_pb2.Model: ...
+
+    async def acquire(self, wish: dict[str, Any], deadline_ms: int | None = None) -> leases_pb2.Lease: ...
+
+    async def renew(self, lease_id: str, token: str) -> leases_pb2.Lease: ...
+
+    async def release(self, lease_id: str, token: str) -> leases_pb2.Lease: ...
+
+    async def status(self) -> system_pb2.StatusResponse: ...
+
+    async def ready(self) -> bool: ...
+
+
+class Manager(Asker, Protocol):
+    """What REST and gRPC can be asked beside."""
+
+    async def model(self, reference: str) -> models_pb2.Model: ...
+
+    async def versions(self, name: str) -> models_pb2.ListModelsResponse: ...
+
+    async def pull(self, reference: str) -> models_pb2.Model: ...
+
+    async def remove(self, reference: str) -> None: ...
+
+    async def devices(self) -> devices_pb2.ListDevicesResponse: ...
+
+    async def device(self, device_id: str) -> devices_pb2.Device: ...
+
+    async def set_device(self, device_id: str, state: str) -> devices_pb2.Device: ...
+
+    async def leases(self) -> leases_pb2.ListLeasesResponse: ...
+
+    async def lease(self, lease_id: str) -> leases_pb2.Lease: ...
+
+    async def first_event(self) -> system_pb2.Event: ...
+
+
+class RestAsker:
+    """Asks over REST."""
+
+    def __init__(self, url: str, key: str, client: httpx.AsyncClient) -> None:
+        self._url = url
+        self._client = client
+        self._headers = {"authorization": f"Bearer {key}"}
+
+    def as_key(self, key: str) -> "RestAsker":
+        return RestAsker(self._url, key, self._client)
+
+    async def ask(self, method: str, path: str, body: Any = None, *, deadline_ms: int | None = None) -> httpx.Response:
+        """One request; Refused for a status that is an error."""
+        deadline = {} if deadline_ms is None else {DEADLINE: str(deadline_ms)}
+        answer = await self._client.request(method, self._url + path, json=body, headers={**self._headers, **deadline})
+        if answer.is_success:
+            return answer
+        error, retry = answer.json()["error"], answer.headers.get("retry-after")
+        code = error["code"]
+        raise Refused(_OPENAI_CODES.get(code, code), error["message"], None if retry is None else int(retry))
+
+    async def tensors(self, model: str, values: Sequence[float]) -> inference_pb2.InferResponse:
+        answer = await self.ask("POST", f"/v2/models/{model}/infer", _inputs(values))
+        found = inference_pb2.InferResponse(model=answer.headers["x-moc-model"], digest=answer.headers["x-moc-digest"])
+        return _with_outputs(found, answer.json())
+
+    async def chat(self, model: str) -> str:
+        answer = await self.ask("POST", "/v1/chat/completions", {"model": model, "messages": MESSAGES})
+        return _content(answer.json())
+
+    async def pieces(self, model: str) -> list[str]:
+        body = {"model": model, "messages": MESSAGES, "stream": True}
+        answer = await self.ask("POST", "/v1/chat/completions", body)
+        lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+        assert lines.pop() == "[DONE]"
+        return [_delta(msgspec.json.decode(line)) for line in lines]
+
+    async def embed(self, model: str) -> Any:
+        return (await self.ask("POST", "/v1/embeddings", {"model": model, "input": "x"})).json()
+
+    async def older_text(self, model: str, prompt: str) -> tuple[str, int]:
+        told = (await self.ask("POST", "/inference", {"model_name": model, "prompt": prompt})).json()
+        return told["response_text"], told["tokens_generated"]
+
+    async def models(self) -> models_pb2.ListModelsResponse:
+        return _models((await self.ask("GET", "/api/v1/models")).json())
+
+    async def load(self, name: str, spec: dict[str, Any] | None = None) -> models_pb2.Model:
+        if spec is not None:
+            await self.ask("POST", "/api/v1/models", {"name": name, **spec})
+        return _model((await self.ask("POST", f"/api/v1/models/{name}/load")).json())
+
+    async def unload(self, name: str) -> models_pb2.Model:
+        return _model((await self.ask("POST", f"/api/v1/models/{name}/unload")).json())
+
+    async def acquire(self, wish: dict[str, Any], deadline_ms: int | None = None) -> leases_pb2.Lease:
+        return _lease((await self.ask("POST", "/api/v1/leases", wish, deadline_ms=deadline_ms)).json())
+
+    async def renew(self, lease_id: str, token: str) -> leases_pb2.Lease:
+        return _lease((await self.ask("POST", f"/api/v1/leases/{lease_id}/renew", {"token": token})).json())
+
+    async def release(self, lease_id: str, token: str) -> leases_pb2.Lease:
+        return _lease((await self.ask("DELETE", f"/api/v1/leases/{lease_id}?token={token}")).json())
+
+    async def status(self) -> system_pb2.StatusResponse:
+        return json_format.ParseDict((await self.ask("GET", "/api/v1/system")).json(), system_pb2.StatusResponse())
+
+    async def ready(self) -> bool:
+        return (await self._client.get(f"{self._url}/readyz")).is_success
+
+    async def model(self, reference: str) -> models_pb2.Model:
+        return _model((await self.ask("GET", f"/api/v1/models/{reference}")).json())
+
+    async def versions(self, name: str) -> models_pb2.ListModelsResponse:
+        found = (await self.ask("GET", f"/api/v1/models/{name}/versions")).json()["versions"]
+        return _models({"models": found})
+
+    async def pull(self, reference: str) -> models_pb2.Model:
+        return _model((await self.ask("POST", f"/api/v1/models/{reference}/pull")).json())
+
+    async def remove(self, reference: str) -> None:
+        await self.ask("DELETE", f"/api/v1/models/{reference}")
+
+    async def devices(self) -> devices_pb2.ListDevicesResponse:
+        found = _without_nulls((await self.ask("GET", "/api/v1/devices")).json())
+        return json_format.ParseDict(found, devices_pb2.ListDevicesResponse())
+
+    async def device(self, device_id: str) -> devices_pb2.Device:
+        return json_format.ParseDict(
+            (await self.ask("GET", f"/api/v1/devices/{device_id}")).json(), devices_pb2.Device()
+        )
+
+    async def set_device(self, device_id: str, state: str) -> devices_pb2.Device:
+        answer = await self.ask("PATCH", f"/api/v1/devices/{device_id}", {"state": state})
+        return json_format.ParseDict(answer.json(), devices_pb2.Device())
+
+    async def leases(self) -> leases_pb2.ListLeasesResponse:
+        found = (await self.ask("GET", "/api/v1/leases")).json()
+        return json_format.ParseDict(_without_nulls(found), leases_pb2.ListLeasesResponse())
+
+    async def lease(self, lease_id: str) -> leases_pb2.Lease:
+        return _lease((await self.ask("GET", f"/api/v1/leases/{lease_id}")).json())
+
+    async def first_event(self) -> system_pb2.Event:
+        (event,) = (await self.ask("GET", "/api/v1/events?after=0&follow=false&limit=1")).json()["events"]
+        return json_format.ParseDict(event, system_pb2.Event())
+
+
+class GrpcAsker:
+    """Asks over gRPC."""
+
+    def __init__(self, channel: grpc.aio.Channel, key: str) -> None:
+        self._channel = channel
+        self._metadata = (("authorization", f"Bearer {key}"),)
+
+    def as_key(self, key: str) -> "GrpcAsker":
+        return GrpcAsker(self._channel, key)
+
+    async def ask(self, path: str, message: Message, answer: type[M]) -> M:
+        """One unary call; Refused for a status that is not OK."""
+        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(path)
+        return answer.FromString(await _allowed(method(message.SerializeToString(), metadata=self._metadata)))
+
+    def stream(
+        self, path: str, message: Message, deadline_ms: int | None = None
+    ) -> "grpc.aio.UnaryStreamCall[bytes, bytes]":
+        """A call that is answered in parts."""
+        deadline = () if deadline_ms is None else ((DEADLINE, str(deadline_ms)),)
+        method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(path)
+        return method(message.SerializeToString(), metadata=(*self._metadata, *deadline))
+
+    async def tensors(self, model: str, values: Sequence[float]) -> inference_pb2.InferResponse:
+        request = inference_pb2.InferRequest(model=model)
+        request.inputs.add(name="INPUT0", datatype="FP32", shape=[1, len(values)], data=_packed(values))
+        found = await self.ask("/moc.v1.Inference/Infer", request, inference_pb2.InferResponse)
+        found.ClearField("queue_ms")
+        return found
+
+    async def chat(self, model: str) -> str:
+        return "".join(await self.pieces(model))
+
+    async def pieces(self, model: str) -> list[str]:
+        request = inference_pb2.ChatRequest(model=model)
+        request.messages.add(**MESSAGES[0])
+        call, found = self.stream("/moc.v1.Inference/Chat", request), []
+        while (data := await _allowed(call.read())) is not grpc.aio.EOF:
+            found.append(inference_pb2.ChatChunk.FromString(data).content)
+        return found
+
+    async def older_text(self, model: str, prompt: str) -> tuple[str, int]:
+        request = model_ops_pb2.InferRequest(model_name=model, prompt=prompt)
+        told = await self.ask("/modelops.ModelOps/Infer", request, model_ops_pb2.InferResponse)
+        if told.status != "success":
+            raise Refused(told.status, told.error_message)
+        return told.response_text, told.tokens_generated
+
+    async def models(self) -> models_pb2.ListModelsResponse:
+        return await self.ask("/moc.v1.Models/List", models_pb2.ListModelsRequest(), models_pb2.ListModelsResponse)
+
+    async def load(self, name: str, spec: dict[str, Any] | None = None) -> models_pb2.Model:
+        if spec is not None:
+            request = models_pb2.AddModelRequest(name=name)
+            request.spec.update(spec)
+            await self.ask("/moc.v1.Models/Add", request, models_pb2.Model)
+        return await self._changed("Load", name)
+
+    async def unload(self, name: str) -> models_pb2.Model:
+        return await self._changed("Unload", name)
+
+    async def acquire(self, wish: dict[str, Any], deadline_ms: int | None = None) -> leases_pb2.Lease:
+        request = json_format.ParseDict(wish, leases_pb2.AcquireLeaseRequest())
+        call = self.stream("/moc.v1.Leases/Acquire", request, deadline_ms)
+        while True:
+            lease = leases_pb2.Lease.FromString(await _allowed(call.read()))
+            if lease.state != "pending":
+                call.cancel()
+                return lease
+
+    async def renew(self, lease_id: str, token: str) -> leases_pb2.Lease:
+        request = leases_pb2.RenewLeaseRequest(id=lease_id, token=token)
+        return await self.ask("/moc.v1.Leases/Renew", request, leases_pb2.Lease)
+
+    async def release(self, lease_id: str, token: str) -> leases_pb2.Lease:
+        request = leases_pb2.ReleaseLeaseRequest(id=lease_id, token=token)
+        return await self.ask("/moc.v1.Leases/Release", request, leases_pb2.Lease)
+
+    async def status(self) -> system_pb2.StatusResponse:
+        return await self.ask("/moc.v1.System/Status", system_pb2.StatusRequest(), system_pb2.StatusResponse)
+
+    async def ready(self) -> bool:
+        told = await self.ask(
+            "/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest(), health_pb2.HealthCheckResponse
+        )
+        return told.status == health_pb2.HealthCheckResponse.SERVING
+
+    async def model(self, reference: str) -> models_pb2.Model:
+        return await self._changed("Get", reference)
+
+    async def versions(self, name: str) -> models_pb2.ListModelsResponse:
+        reference = models_pb2.ModelReference(reference=name)
+        return await self.ask("/moc.v1.Models/Versions", reference, models_pb2.ListModelsResponse)
+
+    async def pull(self, reference: str) -> models_pb2.Model:
+        return await self._changed("Pull", reference)
+
+    async def remove(self, reference: str) -> None:
+        await self.ask("/moc.v1.Models/Remove", models_pb2.ModelReference(reference=reference), Empty)
+
+    async def devices(self) -> devices_pb2.ListDevicesResponse:
+        request = devices_pb2.ListDevicesRequest()
+        return await self.ask("/moc.v1.Devices/List", request, devices_pb2.ListDevicesResponse)
+
+    async def device(self, device_id: str) -> devices_pb2.Device:
+        return await self.ask("/moc.v1.Devices/Get", devices_pb2.GetDeviceRequest(id=device_id), devices_pb2.Device)
+
+    async def set_device(self, device_id: str, state: str) -> devices_pb2.Device:
+        request = devices_pb2.SetDeviceStateRequest(id=device_id, state=state)
+        return await self.ask("/moc.v1.Devices/SetState", request, devices_pb2.Device)
+
+    async def leases(self) -> leases_pb2.ListLeasesResponse:
+        return await self.ask("/moc.v1.Leases/List", leases_pb2.ListLeasesRequest(), leases_pb2.ListLeasesResponse)
+
+    async def lease(self, lease_id: str) -> leases_pb2.Lease:
+        return await self.ask("/moc.v1.Leases/Get", leases_pb2.GetLeaseRequest(id=lease_id), leases_pb2.Lease)
+
+    async def first_event(self) -> system_pb2.Event:
+        call = self.stream("/moc.v1.System/Events", system_pb2.EventsRequest(after=0))
+        event = system_pb2.Event.FromString(await _allowed(call.read()))
+        call.cancel()
+        return event
+
+    async def _changed(self, method: str, reference: str) -> models_pb2.Model:
+        return await self.ask(
+            f"/moc.v1.Models/{method}", models_pb2.ModelReference(reference=reference), models_pb2.Model
+        )
+
+
+class ZmqAsker:
+    """Asks over ZeroMQ."""
+
+    def __init__(self, peers: Peers, key: str) -> None:
+        self._peers = peers
+        self.peer: Peer = peers.dealer(key=key)
+
+    def as_key(self, key: str) -> "ZmqAsker":
+        return ZmqAsker(self._peers, key)
+
+    async def ask(self, action: str, payload: Any = None, **fields: Any) -> dict[str, Any]:
+        """One answer; Refused for one that is no success."""
+        return _granted(await self.peer.ask(action, payload, **fields))
+
+    async def tensors(self, model: str, values: Sequence[float]) -> inference_pb2.InferResponse:
+        reply = await self.ask("infer", {"model": model, **_inputs(values)})
+        found = inference_pb2.InferResponse(model=reply["model"], digest=reply["digest"])
+        return _with_outputs(found, reply["result"])
+
+    async def chat(self, model: str) -> str:
+        return _content((await self.ask("chat", {"model": model, "messages": MESSAGES}))["result"])
+
+    async def pieces(self, model: str) -> list[str]:
+        await self.peer.send(action="chat", payload={"model": model, "messages": MESSAGES, "stream": True})
+        found = []
+        while not (reply := _granted(await self.peer.receive())).get("done"):
+            found.append(_delta(reply["chunk"]))
+        return found
+
+    async def embed(self, model: str) -> Any:
+        return (await self.ask("embed", {"model": model, "input": "x"}))["result"]
+
+    async def older_text(self, model: str, prompt: str) -> tuple[str, int]:
+        await self.peer.send(type="inference_request", data={"model_name": model, "prompt": prompt})
+        result = _granted(await self.peer.receive())["result"]
+        return result["choices"][0]["text"], result["usage"]["completion_tokens"]
+
+    async def models(self) -> models_pb2.ListModelsResponse:
+        return _models((await self.ask("list_models"))["result"])
+
+    async def load(self, name: str, spec: dict[str, Any] | None = None) -> models_pb2.Model:
+        payload = {"model": name} if spec is None else {"model": name, "spec": spec}
+        return _model((await self.ask("load_model", payload))["result"])
+
+    async def unload(self, name: str) -> models_pb2.Model:
+        return _model((await self.ask("unload_model", {"model": name}))["result"])
+
+    async def acquire(self, wish: dict[str, Any], deadline_ms: int | None = None) -> leases_pb2.Lease:
+        deadline = {} if deadline_ms is None else {"deadline_ms": deadline_ms}
+        return _lease((await self.ask("acquire_lease", wish, **deadline))["result"])
+
+    async def renew(self, lease_id: str, token: str) -> leases_pb2.Lease:
+        return _lease((await self.ask("renew_lease", {"id": lease_id, "token": token}))["result"])
+
+    async def release(self, lease_id: str, token: str) -> leases_pb2.Lease:
+        return _lease((await self.ask("release_lease", {"id": lease_id, "token": token}))["result"])
+
+    async def status(self) -> system_pb2.StatusResponse:
+        return json_format.ParseDict((await self.ask("status"))["result"], system_pb2.StatusResponse())
+
+    async def ready(self) -> bool:
+        ready: bool = (await self.ask("health"))["result"]["ready"]
+        return ready
+
+
+def _granted(reply: dict[str, Any]) -> dict[str, Any]:
+    if not reply["success"]:
+        error = reply["error"]
+        raise Refused(error["code"], error["message"], error.get("retry_after_s"))
+    return reply
+
+
+async def _allowed(call: Awaitable[Any]) -> Any:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        refused = error
+    details = dict(refused.trailing_metadata()).get(DETAILS)
+    if details is None:
+        raise Refused(refused.code().name, refused.details() or "")
+    status = Status.FromString(details)
+    retry = RetryInfo.FromString(status.details[1].value) if len(status.details) > 1 else None
+    code = ErrorInfo.FromString(status.details[0].value).reason.lower()
+    raise Refused(code, status.message, None if retry is None else math.ceil(retry.retry_delay.ToMilliseconds() / 1000))
+
+
+def _packed(values: Sequence[float]) -> bytes:
+    return struct.pack(f"<{len(values)}f", *values)
+
+
+def _inputs(values: Sequence[float]) -> dict[str, Any]:
+    return {"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, len(values)], "data": [*values]}]}
+
+
+def _with_outputs(found: inference_pb2.InferResponse, told: dict[str, Any]) -> inference_pb2.InferResponse:
+    for tensor in told["outputs"]:
+        data = _packed(tensor["data"])
+        found.outputs.add(name=tensor["name"], datatype=tensor["datatype"], shape=tensor["shape"], data=data)
+    return found
+
+
+def _content(told: dict[str, Any]) -> str:
+    content: str = told["choices"][0]["message"]["content"]
+    return content
+
+
+def _delta(chunk: dict[str, Any]) -> str:
+    content: str = chunk["choices"][0]["delta"]["content"]
+    return content
+
+
+def _model(view: dict[str, Any]) -> models_pb2.Model:
+    """Its `devices` are one text, or a list of them."""
+    devices = view["devices"]
+    return json_format.ParseDict(
+        {**view, "devices": [devices] if isinstance(devices, str) else devices}, models_pb2.Model()
+    )
+
+
+def _models(page: dict[str, Any]) -> models_pb2.ListModelsResponse:
+    models = [_model(view) for view in page["models"]]
+    return models_pb2.ListModelsResponse(models=models, next=page.get("next") or "")
+
+
+def _lease(view: dict[str, Any]) -> leases_pb2.Lease:
+    return json_format.ParseDict(view, leases_pb2.Lease())
+
+
+def _without_nulls(page: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in page.items() if value is not None}
