@@ -1,6 +1,7 @@
 """Starting, stopping, coming back: cold start, memory, time to the first token, warm restart. `make bench` runs it."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -91,7 +92,10 @@ def show(name: str, values: list[float], unit: str) -> None:
 
 
 def starting(coordinator: Coordinator) -> None:
-    """Cold starts without a model."""
+    """Cold starts without a model, of an installation: its bytecode is compiled, whatever is set here."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    coordinator.start()
+    coordinator.stop()
     cold, resident = [], []
     for _ in range(ROUNDS):
         cold.append(seconds(coordinator.start))

@@ -1,6 +1,7 @@
 """`moc serve`: run the coordinator."""
 
 import asyncio
+import gc
 import shlex
 import sys
 from pathlib import Path
@@ -47,6 +48,7 @@ def _serve(
     stop_workers: bool,
     log_level: str | None,
 ) -> None:
+    gc.disable()  # what a start makes is there to stay; looking through it for garbage takes a tenth of the start
     import uvloop  # here, so that the other commands need not wait for the server's imports
 
     from moc import config
@@ -65,6 +67,8 @@ def _serve(
         tasks: list[asyncio.Task[None]] = []
 
         def ready(running: Coordinator) -> None:
+            gc.freeze()
+            gc.enable()
             _announce(running)
             if starter:
                 tasks.append(asyncio.create_task(_announce_starter(running)))
