@@ -243,17 +243,22 @@ class DeviceTrial:
         eventually(lambda: abs(whole.device()["measured_bytes"] - ground.used()) < ground.drift_bytes)
 
     def test_what_outsiders_hold_is_not_given_away(self, ground: Ground, whole: Site, taken: Take) -> None:
-        free = whole.room_for("tiny", MIB)["placements"][0]["free_before_bytes"]
-        assert whole.room_for("huge", free - ground.eaten_bytes // 4)["fits"]
+        def free() -> int:
+            size: int = whole.explain("tiny")["placements"][0]["free_before_bytes"]
+            return size
+
+        whole.room_for("tiny", MIB)
+        before = free()
+        assert whole.room_for("huge", before - ground.eaten_bytes // 4)["fits"]
         outsider = taken(ground.eaten_bytes)
-        eventually(lambda: not whole.explain("huge")["fits"], timeout_s=60, what="what it took to be left alone")
-        left = whole.explain("tiny")["placements"][0]["free_before_bytes"]
+        most = before - ground.eaten_bytes * 3 // 4
+        eventually(lambda: free() < most, timeout_s=60, what="what it took to be left alone")
+        assert not whole.explain("huge")["fits"]
+        left = free()
         outsider.end()
-
-        def given_back() -> bool:
-            return bool(whole.explain("tiny")["placements"][0]["free_before_bytes"] > left + ground.eaten_bytes // 4)
-
-        eventually(given_back, timeout_s=60, what="what the outsider gave back to be free")
+        # a virtual machine may give freed memory back to its host first, and have it again only after a while
+        some = left + ground.eaten_bytes // 8
+        eventually(lambda: free() > some, timeout_s=120, what="what the outsider gave back to be free")
 
     def test_a_model_answers_is_charged_what_it_holds_and_gives_it_all_back(
         self, ground: Ground, limited: Site, figures: Figures

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from moc.kernel.errors import InvalidRequest
+
 Fields = dict[str, Any]
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
@@ -10,9 +12,12 @@ USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
 
 class Model:
     def chat(self, request: Fields) -> Fields:
-        last = request["messages"][-1]
-        if last["role"] == "tool":
-            return _answer({"content": f"It is {last['content']}."}, "stop")
+        try:
+            last = request["messages"][-1]
+            if last["role"] == "tool":
+                return _answer({"content": f"It is {last['content']}."}, "stop")
+        except (LookupError, TypeError):
+            raise InvalidRequest("`messages` is no list of messages") from None
         return _answer({"content": "Let me see.", "tool_calls": _calls(request)}, "tool_calls")
 
     def stream(self, request: Fields) -> Iterator[Fields]:
@@ -28,13 +33,17 @@ class Model:
 
 
 def _calls(request: Fields) -> list[Fields]:
+    try:
+        names = [tool["function"]["name"] for tool in request.get("tools") or ()]
+    except (LookupError, TypeError):
+        raise InvalidRequest("`tools` is no list of functions") from None
     return [
         {
             "id": f"call-{index}",
             "type": "function",
-            "function": {"name": tool["function"]["name"], "arguments": '{"river": "Rhine"}'},
+            "function": {"name": name, "arguments": '{"river": "Rhine"}'},
         }
-        for index, tool in enumerate(request.get("tools") or ())
+        for index, name in enumerate(names)
     ]
 
 

@@ -32,7 +32,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
         llama=llama,
         budget_bytes=800 * MIB,
         taken_bytes=128 * MIB,
-        eaten_bytes=GIB,
+        eaten_bytes=min(4 * GIB, psutil.virtual_memory().available // 4),
         take=TAKE_MAIN_MEMORY,
         visible=str(os.environ.get("CUDA_VISIBLE_DEVICES")),
         total_bytes=psutil.virtual_memory().total,

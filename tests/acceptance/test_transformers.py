@@ -171,7 +171,8 @@ def test_the_first_estimate_is_not_too_low(coordinator: Coordinator) -> None:
         client.infer("new-moods", {"text": np.array(["three rivers"] * 300, object)})
     peaks = {name: peak_bytes(coordinator, name) for name in expected}
     too_low = [name for name, peak in peaks.items() if expected[name] < 0.95 * peak]
-    too_high = [name for name, peak in peaks.items() if expected[name] > 1.5 * peak]
+    # how much of torch's libraries counts as held depends on how the system happens to have cached their files
+    too_high = [name for name, peak in peaks.items() if expected[name] > 1.75 * peak]
     assert (too_low, too_high) == ([], []), (expected, peaks)
 
 

@@ -19,7 +19,7 @@ from tests.memory import MIB, ask_tensors, ballast, charges, events, held_bytes,
 from tests.models import smollm2_path
 
 SEED = int(os.environ.get("MOC_TEST_SEED", "20261123"))
-ROUNDS = 3
+ROUNDS = 2
 GRACE_S = 6.0
 LIMIT = 600 * MIB
 STREAM = {"model": "smollm2", "prompt": "Once", "stream": True, "ignore_eos": True, "temperature": 0}

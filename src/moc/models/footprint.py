@@ -21,7 +21,7 @@ from moc.models.headers.transformers import TransformersConfig
 
 MIB = 2**20
 ENGINE = "engine"
-ENGINE_BYTES = {"llama_cpp": 36 * MIB, "onnx": 80 * MIB, "python": 33 * MIB, "transformers": 380 * MIB}
+ENGINE_BYTES = {"llama_cpp": 36 * MIB, "onnx": 80 * MIB, "python": 33 * MIB, "transformers": 410 * MIB}
 """A worker with its engine and no model."""
 
 CUDA_CONTEXT_BYTES = 600 * MIB
