@@ -2,12 +2,16 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final, NoReturn, cast
 from urllib.parse import unquote
 
-import grpc
 import structlog
+
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # our children run another program at once; read by the import
+
+import grpc
 
 from moc.kernel.errors import InvalidRequest, MocError
 from moc.security.tls import TlsFiles
