@@ -85,18 +85,18 @@ class EchoLink(FakeLink):
         )
         return Reply(reply.body, outputs)
 
-    async def stream(self, request: Request) -> AsyncIterator[bytes]:
+    async def stream(self, request: Request) -> AsyncIterator[list[bytes]]:
         """Three pieces; the second waits for `gate`, before the third `error` is raised if there is one."""
         self.given.append(request)
         self.running += 1
         self.began.set()
         try:
-            yield self.piece
+            yield [self.piece]
             await self.gate.wait()
-            yield b'{"choices":\n[{"text":" two"}]}'
+            yield [b'{"choices":\n[{"text":" two"}]}']
             if self.error is not None:
                 raise self.error
-            yield b'{"choices":[{"text":" three"}]}'
+            yield [b'{"choices":[{"text":" three"}]}']
         finally:
             self.running -= 1
             await self._ended()

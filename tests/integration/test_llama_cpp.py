@@ -85,7 +85,7 @@ async def test_a_stream_says_what_the_whole_answer_says(here: Host) -> None:
     link = await loaded(here)
     whole = await answer(link, chat("Name three rivers."))
     request = chat("Name three rivers.", stream=True, stream_options={"include_usage": True})
-    chunks = [json.loads(chunk) async for chunk in link.stream(request)]
+    chunks = [json.loads(chunk) async for some in link.stream(request) for chunk in some]
     deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
     assert "".join(delta.get("content") or "" for delta in deltas) == whole["choices"][0]["message"]["content"]
     assert chunks[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]

@@ -49,7 +49,7 @@ class Talker(EchoLink):
         choice = {"message": {"role": "assistant", "content": "one two"}, "text": " upon a time"}
         return Reply(msgspec.json.encode({"choices": [choice], "usage": {"completion_tokens": 3}}))
 
-    async def stream(self, request: Request) -> AsyncIterator[bytes]:
+    async def stream(self, request: Request) -> AsyncIterator[list[bytes]]:
         if self.fault is not None:
             raise self.fault
         self.running += 1
@@ -57,7 +57,7 @@ class Talker(EchoLink):
         try:
             await self.gate.wait()
             for word in ("one", " two"):
-                yield msgspec.json.encode({"choices": [{"delta": {"content": word}}]})
+                yield [msgspec.json.encode({"choices": [{"delta": {"content": word}}]})]
         except (GeneratorExit, asyncio.CancelledError):
             self.cancelled += 1
             raise

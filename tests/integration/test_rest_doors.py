@@ -41,12 +41,12 @@ class Engine(EchoLink):
         await super().infer(request)
         return Reply(msgspec.json.encode(self.answer))
 
-    async def stream(self, request: Request) -> AsyncIterator[bytes]:
+    async def stream(self, request: Request) -> AsyncIterator[list[bytes]]:
         self.given.append(request)
         self.running += 1
         try:
             for piece in self.pieces:
-                yield piece
+                yield [piece]
                 await self.gate.wait()
             if self.error is not None:
                 raise self.error

@@ -38,12 +38,12 @@ def code(answer: dict[str, Any]) -> str:
 class Endless(EchoLink):
     """Never comes to the end of a stream."""
 
-    async def stream(self, request: Request) -> AsyncIterator[bytes]:
+    async def stream(self, request: Request) -> AsyncIterator[list[bytes]]:
         self.running += 1
         self.began.set()
         try:
             while True:
-                yield b'"%s"' % (b"x" * 100_000)
+                yield [b'"%s"' % (b"x" * 100_000)]
                 await asyncio.sleep(0)
         finally:
             self.running -= 1

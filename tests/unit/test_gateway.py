@@ -5,13 +5,15 @@ import asyncio
 import pytest
 
 from moc.inference.gateway import Gateway
-from moc.inference.request import Request
+from moc.inference.request import Caller, Request, Terms
 from moc.kernel.errors import DeadlineExceeded, InvalidRequest, QueueFull, Unimplemented, WorkerLost
 from moc.models.model import ModelSpec
 from moc.models.ports import Launch
 from moc.models.resident import Resident
-from moc.resilience.deadline import NEVER, Deadline
+from moc.resilience.deadline import Deadline
 from moc.testing.workers import FakeLink, FakeWorkers
+
+SOMEBODY = Caller("key")
 
 
 class OneModel:
@@ -83,19 +85,19 @@ async def turns(count: int = 20) -> None:
 
 
 async def test_an_answer_names_its_version(gateway: Gateway, ledger: Ledger) -> None:
-    answer = await gateway.infer("m", request(), NEVER)
+    answer = await gateway.infer(SOMEBODY, "m", request(), Terms())
     assert (answer.reply.body, answer.reference, answer.digest) == (b"abc", "m@1", "sha256:0")
     assert ledger.codes == ["ok"]
 
 
 async def test_no_more_run_than_the_engine_takes_and_the_rest_wait_in_order(gateway: Gateway, model: OneModel) -> None:
-    await gateway.infer("m", request(), NEVER)
+    await gateway.infer(SOMEBODY, "m", request(), Terms())
     model.link.gate.clear()
-    waiting = [asyncio.create_task(gateway.infer("m", request(bytes([n])), NEVER)) for n in range(5)]
+    waiting = [asyncio.create_task(gateway.infer(SOMEBODY, "m", request(bytes([n])), Terms())) for n in range(5)]
     await turns()
     assert model.link.running == 2
     with pytest.raises(QueueFull):
-        await gateway.infer("m", request(), NEVER)
+        await gateway.infer(SOMEBODY, "m", request(), Terms())
     model.link.gate.set()
     await asyncio.gather(*waiting)
     assert model.link.most_running == 2
@@ -105,12 +107,14 @@ async def test_no_more_run_than_the_engine_takes_and_the_rest_wait_in_order(gate
 
 
 async def test_a_deadline_bites_in_the_queue_and_in_the_engine(gateway: Gateway, model: OneModel) -> None:
-    await gateway.infer("m", request(), NEVER)
+    await gateway.infer(SOMEBODY, "m", request(), Terms())
     model.link.gate.clear()
-    running = [asyncio.create_task(gateway.infer("m", request(), Deadline.after(0.05))) for _ in range(2)]
+    running = [
+        asyncio.create_task(gateway.infer(SOMEBODY, "m", request(), Terms(Deadline.after(0.05)))) for _ in range(2)
+    ]
     await turns()
     with pytest.raises(DeadlineExceeded, match="waiting for a place"):
-        await gateway.infer("m", request(), Deadline.after(0.01))
+        await gateway.infer(SOMEBODY, "m", request(), Terms(Deadline.after(0.01)))
     for task in running:
         with pytest.raises(DeadlineExceeded, match="worked on it"):
             await task
@@ -119,9 +123,9 @@ async def test_a_deadline_bites_in_the_queue_and_in_the_engine(gateway: Gateway,
 
 
 async def test_a_caller_that_leaves_frees_its_place(gateway: Gateway, model: OneModel, ledger: Ledger) -> None:
-    await gateway.infer("m", request(), NEVER)
+    await gateway.infer(SOMEBODY, "m", request(), Terms())
     model.link.gate.clear()
-    tasks = [asyncio.create_task(gateway.infer("m", request(), NEVER)) for _ in range(3)]
+    tasks = [asyncio.create_task(gateway.infer(SOMEBODY, "m", request(), Terms())) for _ in range(3)]
     await turns()
     tasks[0].cancel()
     tasks[2].cancel()
@@ -133,9 +137,9 @@ async def test_a_caller_that_leaves_frees_its_place(gateway: Gateway, model: One
 
 
 async def test_what_was_never_sent_is_tried_on_the_next_worker(gateway: Gateway, model: OneModel) -> None:
-    await gateway.infer("m", request(), NEVER)
+    await gateway.infer(SOMEBODY, "m", request(), Terms())
     model.link.gate.clear()
-    tasks = [asyncio.create_task(gateway.infer("m", request(), NEVER)) for _ in range(4)]
+    tasks = [asyncio.create_task(gateway.infer(SOMEBODY, "m", request(), Terms())) for _ in range(4)]
     await turns()
     assert model.resident is not None
     model.workers.crash(model.resident.worker_id)
@@ -145,20 +149,20 @@ async def test_what_was_never_sent_is_tried_on_the_next_worker(gateway: Gateway,
 
 
 async def test_the_engines_own_error_reaches_the_caller(gateway: Gateway, model: OneModel, ledger: Ledger) -> None:
-    await gateway.infer("m", request(), NEVER)
+    await gateway.infer(SOMEBODY, "m", request(), Terms())
     model.link.error = InvalidRequest("no such input")
     with pytest.raises(InvalidRequest):
-        await gateway.infer("m", request(), NEVER)
+        await gateway.infer(SOMEBODY, "m", request(), Terms())
     assert ledger.codes == ["ok", "invalid_request"]
 
 
 async def test_a_kind_the_engine_lacks_is_refused(gateway: Gateway) -> None:
     with pytest.raises(Unimplemented, match="cannot do embeddings; it can do tensors, chat"):
-        await gateway.infer("m", Request("embeddings", b"{}"), NEVER)
+        await gateway.infer(SOMEBODY, "m", Request("embeddings", b"{}"), Terms())
 
 
 async def test_a_stream_gives_every_chunk_and_then_its_place_back(gateway: Gateway, model: OneModel) -> None:
-    stream = await gateway.stream("m", Request("chat", b"abc"), NEVER)
+    stream = await gateway.stream(SOMEBODY, "m", Request("chat", b"abc"), Terms())
     assert model.link.running == 1
     assert [chunk async for chunk in stream] == [b"a", b"b", b"c"]
     assert model.link.running == 0
@@ -167,7 +171,7 @@ async def test_a_stream_gives_every_chunk_and_then_its_place_back(gateway: Gatew
 
 
 async def test_closing_a_stream_stops_the_engine(gateway: Gateway, model: OneModel, ledger: Ledger) -> None:
-    stream = await gateway.stream("m", Request("chat", b"abc"), NEVER)
+    stream = await gateway.stream(SOMEBODY, "m", Request("chat", b"abc"), Terms())
     await stream.aclose()
     await stream.aclose()
     assert (model.link.cancelled, ledger.codes) == (1, ["cancelled"])
@@ -176,16 +180,16 @@ async def test_closing_a_stream_stops_the_engine(gateway: Gateway, model: OneMod
 
 
 async def test_an_error_before_the_first_chunk_is_raised_at_once(gateway: Gateway, model: OneModel) -> None:
-    await gateway.infer("m", request(), NEVER)
+    await gateway.infer(SOMEBODY, "m", request(), Terms())
     model.link.error = InvalidRequest("no")
     with pytest.raises(InvalidRequest):
-        await gateway.stream("m", Request("chat", b"abc"), NEVER)
+        await gateway.stream(SOMEBODY, "m", Request("chat", b"abc"), Terms())
     assert model.resident is not None
     assert model.resident.users == 0
 
 
 async def test_an_error_between_chunks_ends_the_stream(gateway: Gateway, model: OneModel) -> None:
-    stream = await gateway.stream("m", Request("chat", b"abc"), NEVER)
+    stream = await gateway.stream(SOMEBODY, "m", Request("chat", b"abc"), Terms())
     assert await anext(stream) == b"a"
     model.link.error = InvalidRequest("no")
     with pytest.raises(InvalidRequest):

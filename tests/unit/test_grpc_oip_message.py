@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moc.inference.gateway import Answer
+from moc.inference.answer import Answer
 from moc.inference.request import Reply, Tensor
 from moc.kernel.errors import InvalidRequest, Unimplemented
 from moc.transports.grpc.oip_message import parameters_of, parse, render

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from moc.inference.gateway import Answer
+from moc.inference.answer import Answer
 from moc.inference.request import Reply, Tensor
 from moc.kernel.errors import InvalidRequest, Unimplemented
 from moc.transports.oip.message import Wanted

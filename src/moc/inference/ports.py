@@ -25,8 +25,10 @@ class Link(Protocol):
         """
         ...
 
-    def stream(self, request: Request) -> AsyncIterator[bytes]:
-        """The JSON chunks of one answer as the engine makes them; closing the iterator cancels the work.
+    def stream(self, request: Request) -> AsyncIterator[list[bytes]]:
+        """The JSON chunks of one answer as the engine makes them, all that are there at once, at least one.
+
+        Closing the iterator cancels the work.
 
         A reader that does not keep up holds the engine back (bounded credit).
         """

@@ -5,9 +5,12 @@ in row-major order and little-endian, BYTES elements each behind a little-endian
 layout of the Open Inference Protocol).
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
+
+from moc.resilience.deadline import NEVER, Deadline
 
 Kind = Literal["tensors", "chat", "completion", "embeddings", "rerank", "transcription"]
 """`tensors` carries tensors and `transcription` a sound file, with what is asked of it in `parameters`; the others
@@ -35,13 +38,37 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=False):
 
 
 class Request(msgspec.Struct, gc=False):
-    """One inference. `outputs` names the wanted output tensors, all of them when empty."""
+    """One inference. `outputs` names the wanted output tensors, all of them when empty.
+
+    `headers` are those of the caller's HTTP request, by their lower-case names; None when it came otherwise.
+    """
 
     kind: Kind
     body: Buffer
     inputs: tuple[Tensor, ...] = ()
     outputs: tuple[str, ...] = ()
     parameters: dict[str, Any] = {}
+    headers: Mapping[bytes, bytes] | None = None
+
+
+class Terms(msgspec.Struct, frozen=True, gc=False):
+    """How a request is to be served.
+
+    `priority` (1 is the highest, 10 the lowest) orders the requests of one caller; those of one `session` go to the
+    same version where an alias says so; a `repeatable` one may be run more than once.
+    """
+
+    deadline: Deadline = NEVER
+    priority: int = 5
+    session: str = ""
+    repeatable: bool = False
+
+
+class Caller(msgspec.Struct, frozen=True, gc=False):
+    """Who asks: the id of a key, and its `weight` beside that of others who wait for the same model."""
+
+    key: str = ""
+    weight: float = 1.0
 
 
 class Reply(msgspec.Struct, gc=False):

@@ -6,17 +6,18 @@ it cannot be overtaken by an unload in between.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 import structlog
 
-from moc.kernel.errors import Conflict, DeadlineExceeded, LoadFailed, MocError, NoCapacity, NotFound, QueueFull
-from moc.kernel.events import Event
+from moc.kernel.errors import Conflict, DeadlineExceeded, MocError, NoCapacity, NotFound, QueueFull
+from moc.kernel.tasks import Tasks
 from moc.models.catalogue import Catalogue, Entry
 from moc.models.footprints import Footprints
-from moc.models.model import Artifact, FailReason, ModelSpec, State, parse_reference
-from moc.models.ports import Launch, Memory, Progress, Sources, Worker, Workers
+from moc.models.loading import Loader
+from moc.models.model import FailReason, ModelSpec, State, parse_reference
+from moc.models.ports import Memory, Sources, Worker, Workers
 from moc.models.resident import Resident
 from moc.models.slot import Limits, Slot
 from moc.resilience.deadline import NEVER, Deadline
@@ -24,11 +25,7 @@ from moc.resilience.deadline import NEVER, Deadline
 log = structlog.get_logger(__name__)
 
 SWEEP_INTERVAL_S = 0.5
-MEASURED_WITHIN_S = 6.0
-"""A worker's memory has been measured since its first request when that is this long ago."""
-
 IDLE = "IdleTimeout"
-IN_PLACE = "file:"
 
 
 class ModelManager:
@@ -45,16 +42,18 @@ class ModelManager:
         limits: Limits,
         on_loaded: Callable[[str, float], None],
     ) -> None:
+        self._loader = Loader(
+            catalogue=catalogue, workers=workers, sources=sources, footprints=footprints, memory=memory, limits=limits
+        )
         self._catalogue = catalogue
         self._workers = workers
         self._sources = sources
-        self._footprints = footprints
         self._memory = memory
         self._limits = limits
         self._on_loaded = on_loaded
         self._slots: dict[tuple[str, int], Slot] = {}
         self._found: dict[str, Resident] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks(lambda error: log.error("a model task failed", exc_info=error))
         self._stopping = True
         workers.on_lost(self._lost)
 
@@ -68,7 +67,7 @@ class ModelManager:
         for name in self._catalogue.names():
             for entry in self._catalogue.versions(name):
                 await self._settle(entry)
-        self._spawn(self._sweep())
+        self._tasks.spawn(self._sweep())
 
     async def drain(self) -> None:
         """Start no more loads; requests that run are drained by those who serve them."""
@@ -76,9 +75,8 @@ class ModelManager:
 
     async def stop(self) -> None:
         self._stopping = True
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
+        await self._loader.stop()
         self._found.clear()
         for slot in self._slots.values():
             slot.resident = None
@@ -152,7 +150,7 @@ class ModelManager:
         if slot.resident is not None:
             worker_id = slot.resident.worker_id
             self._withdraw(slot)
-            self._spawn(self._end_lost(slot, worker_id, why))
+            self._tasks.spawn(self._end_lost(slot, worker_id, why))
 
     # what operators ask
 
@@ -161,30 +159,19 @@ class ModelManager:
 
         The newest one's spec again is that version again, unless it is made of a file that has changed since.
         """
-        entry = await self._catalogue.add(name, spec, actor=actor, anew=await self._has_changed(name, spec))
+        entry = await self._catalogue.add(name, spec, actor=actor, anew=await self._loader.has_changed(name, spec))
         self._found.pop(name, None)
         newest = self._slot(entry)
         if newest.resident is not None:
             self._found[name] = newest.resident
         return entry
 
-    async def _has_changed(self, name: str, spec: ModelSpec) -> bool:
-        versions = self._catalogue.versions(name)
-        artifact = versions[-1].version.artifact if versions else None
-        if artifact is None or versions[-1].version.spec != spec or not spec.source.startswith(IN_PLACE):
-            return False
-        try:
-            await self._sources.verify(artifact)
-        except LoadFailed:
-            return True
-        return False
-
     async def pull(self, reference: str, deadline: Deadline) -> Entry:
         """Bring a version's files here; returns at once when they are."""
         slot = self._slot(self._catalogue.entry(reference))
         try:
             async with asyncio.timeout(deadline.remaining_s()), slot.lock:
-                await self._pull(slot)
+                await self._loader.pull(slot)
         except TimeoutError:
             raise DeadlineExceeded(f"{reference} was not pulled in time; pull again to go on from there") from None
         return slot.entry
@@ -233,7 +220,7 @@ class ModelManager:
 
     async def _await_load(self, slot: Slot, deadline: Deadline, *, reason: str, actor: str) -> Resident:
         if slot.loading is None:
-            slot.loading = self._spawn(self._load(slot, reason=reason, actor=actor))
+            slot.loading = self._tasks.spawn(self._load(slot, reason=reason, actor=actor))
             slot.loading.add_done_callback(lambda _: self._load_ended(slot))
         task = slot.loading
         slot.waiting += 1
@@ -263,7 +250,7 @@ class ModelManager:
                 except MocError as error:
                     log.warning("load failed", model=slot.reference, error=error.message)
 
-        self._spawn(load())
+        self._tasks.spawn(load())
 
     async def _load(self, slot: Slot, *, reason: str, actor: str) -> Resident:
         async with slot.lock:
@@ -273,9 +260,9 @@ class ModelManager:
             if entry.status.state is not State.LOADING:
                 await self._catalogue.move(entry, State.LOADING, reason=reason, actor=actor)
             try:
-                artifact = await self._pull(slot)
+                artifact = await self._loader.pull(slot)
                 async with asyncio.timeout(self._limits.load_timeout_s):
-                    worker = await self._launch(slot, artifact)
+                    worker = await self._loader.launch(slot, artifact)
             except asyncio.CancelledError:
                 self._memory.release(slot.reference)
                 if not self._stopping:  # else it stays `loading`, and the next coordinator loads it
@@ -289,26 +276,6 @@ class ModelManager:
             )
             self._on_loaded(slot.reference, load_s)
             return self._publish(slot, worker)
-
-    async def _launch(self, slot: Slot, artifact: Artifact) -> Worker:
-        version = slot.entry.version
-        needs = {
-            kind: (await self._footprints.expected(version, artifact, device_kind=kind)).bytes
-            for kind in self._memory.kinds(version)
-        }
-        grant = await self._memory.reserve(version, needs, Deadline.after(self._limits.memory_wait_s))
-        slot.evicted, slot.launched_at = grant.evicted, time.monotonic()
-        launch = Launch(
-            model=version.reference,
-            digest=version.digest,
-            runtime=version.spec.runtime,
-            path=artifact.path,
-            options=version.spec.options,
-            devices=grant.devices,
-            gpus=grant.gpus,
-            bytes=grant.bytes,
-        )
-        return await self._workers.start_worker(launch, NEVER)
 
     async def _failed(self, slot: Slot, error: Exception) -> MocError:
         """Record why it could not be loaded and bring back what made room for it; the error to tell."""
@@ -326,36 +293,6 @@ class ModelManager:
         for reference in evicted:
             self._load_in_background(self._slot(self._catalogue.entry(reference)), "Restored")
         return failure
-
-    async def _pull(self, slot: Slot) -> Artifact:
-        """The version's files, as they were hashed; fetched again when the coordinator's copy is gone."""
-        entry = slot.entry
-        if entry.version.artifact is not None:
-            try:
-                await self._sources.verify(entry.version.artifact)
-            except LoadFailed:
-                if entry.version.spec.source.startswith(IN_PLACE):
-                    raise
-            else:
-                return entry.version.artifact
-        artifact = await self._sources.fetch(entry.version.spec, self._pull_progress(entry))
-        await self._catalogue.pulled(entry, artifact)
-        return artifact
-
-    def _pull_progress(self, entry: Entry) -> Progress:
-        """Tells of a pull in events, one a second."""
-        told = time.monotonic()
-
-        def progress(done: int, total: int | None) -> None:
-            nonlocal told
-            if time.monotonic() - told >= 1.0:
-                told = time.monotonic()
-                data = {"done_bytes": done, "total_bytes": total}
-                self._spawn(
-                    self._catalogue.note(Event(kind="model.pulling", subject=entry.version.reference, data=data))
-                )
-
-        return progress
 
     def _publish(self, slot: Slot, worker: Worker) -> Resident:
         version = slot.entry.version
@@ -383,7 +320,7 @@ class ModelManager:
 
     async def _unload_in_full(self, slot: Slot, **how: Any) -> None:
         """Once begun it is done, though the caller is cancelled meanwhile."""
-        await asyncio.shield(self._spawn(self._unload(slot, **how)))
+        await asyncio.shield(self._tasks.spawn(self._unload(slot, **how)))
 
     async def _unload(
         self, slot: Slot, *, reason: str, actor: str, patience_s: float | None, message: str = ""
@@ -397,7 +334,7 @@ class ModelManager:
             limit = self._limits.drain_timeout_s
             await resident.idle(limit if patience_s is None else min(limit, patience_s))
             await self._catalogue.move(slot.entry, State.UNLOADING, reason=reason, actor=actor)
-            await self._learn(slot, resident)
+            await self._loader.learn(slot, resident)
             await self._workers.stop_worker(resident.worker_id, reason=reason)
             self._memory.release(slot.reference)
             await self._catalogue.move(
@@ -409,7 +346,7 @@ class ModelManager:
             if slot.resident is not None and slot.resident.worker_id == worker.id:
                 self._withdraw(slot)
                 if not self._stopping:
-                    self._spawn(self._recover(slot, why))
+                    self._tasks.spawn(self._recover(slot, why))
                 return
 
     async def _recover(self, slot: Slot, why: str) -> None:
@@ -442,30 +379,7 @@ class ModelManager:
             for slot in list(self._slots.values()):
                 spec, resident = slot.entry.version.spec, slot.resident
                 if resident is not None:
-                    await self._learn(slot, resident)
+                    await self._loader.learn(slot, resident)
                 if resident is None or spec.pin or not spec.ttl_s or resident.idle_s() < spec.ttl_s:
                     continue
-                self._spawn(self._unload(slot, reason=IDLE, actor="system", patience_s=None))
-
-    async def _learn(self, slot: Slot, resident: Resident) -> None:
-        """Tell how much it was last measured to hold; the store may be away, loading and unloading go on."""
-        worker_id, used = resident.worker_id, resident.in_use_s() > MEASURED_WITHIN_S
-        size, pids = self._workers.memory_bytes(worker_id), self._workers.pids(worker_id)
-        holding = self._memory.measure(resident.reference, size, pids)
-        if holding is None:
-            return
-        try:
-            await self._footprints.learn(slot.entry.version, worker_id, holding, used=used)
-        except MocError as error:
-            log.warning("a footprint was not recorded", model=resident.reference, error=error.message)
-
-    def _spawn(self, work: "Coroutine[Any, Any, Any]") -> "asyncio.Task[Any]":
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: "asyncio.Task[Any]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, MocError):
-            log.error("a model task failed", exc_info=error)
+                self._tasks.spawn(self._unload(slot, reason=IDLE, actor="system", patience_s=None))

@@ -4,8 +4,9 @@ import time
 
 import msgspec
 
-from moc.inference.gateway import Answer, AnswerStream, Gateway
-from moc.inference.request import Info, Kind, Reply, Request, Tensor, TensorSpec
+from moc.inference.answer import Answer, AnswerStream
+from moc.inference.gateway import Gateway
+from moc.inference.request import Caller, Info, Kind, Reply, Request, Tensor, TensorSpec, Terms
 from moc.models.catalogue import Catalogue, Entry
 from moc.models.manager import ModelManager
 from moc.resilience.deadline import Deadline
@@ -116,14 +117,14 @@ class InferenceService:
         """One answer; see `inference.gateway.Gateway.infer`."""
         require(identity, Operation.INFER, model=reference)
         with identity.quota:
-            return await self._gateway.infer(reference, request, deadline)
+            return await self._gateway.infer(Caller(identity.key_id), reference, request, Terms(deadline))
 
     async def stream(self, identity: Identity, reference: str, request: Request, deadline: Deadline) -> AnswerStream:
         """An answer in chunks, when the first is there; close it."""
         require(identity, Operation.INFER, model=reference)
         identity.quota.enter()
         try:
-            stream = await self._gateway.stream(reference, request, deadline)
+            stream = await self._gateway.stream(Caller(identity.key_id), reference, request, Terms(deadline))
         except BaseException:
             identity.quota.leave()
             raise

@@ -51,7 +51,7 @@ class FakeLink:
             died.cancel()
             self.running -= 1
 
-    async def stream(self, request: Request) -> AsyncIterator[bytes]:
+    async def stream(self, request: Request) -> AsyncIterator[list[bytes]]:
         """Each byte of the body as a chunk."""
         self.given.append(request)
         self.running += 1
@@ -60,7 +60,7 @@ class FakeLink:
                 await self.gate.wait()
                 if self.error is not None:
                     raise self.error
-                yield bytes([byte])
+                yield [bytes([byte])]
         except GeneratorExit:
             self.cancelled += 1
             raise

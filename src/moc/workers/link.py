@@ -1,7 +1,6 @@
 """The coordinator's end of the line to one worker."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, cast
 
@@ -36,7 +35,7 @@ class _Inflow:
     __slots__ = ("chunks", "ended", "error", "wake")
 
     def __init__(self) -> None:
-        self.chunks: deque[bytes] = deque()
+        self.chunks: list[bytes] = []
         self.ended = False
         self.error: MocError | None = None
         self.wake: asyncio.Future[None] | None = None
@@ -130,21 +129,23 @@ class WorkerLink(asyncio.Protocol):
         finally:
             self._answers.pop(request_id, None)
 
-    async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
-        """The chunks of one answer; closing the iterator cancels the work in the engine."""
+    async def stream(self, request: Request) -> AsyncGenerator[list[bytes], None]:
+        """The chunks of one answer, those that are there; closing the iterator cancels the work in the engine."""
         self._next_id = request_id = self._next_id + 1
         self._send(Stream(request_id, request.kind, request.parameters), request.body)
         self._streams[request_id] = inflow = _Inflow()
         taken = 0
         try:
             while True:
-                while inflow.chunks:
-                    chunk = inflow.chunks.popleft()
-                    taken += 1
-                    if taken == WINDOW // 2 and not inflow.ended:
+                if inflow.chunks:
+                    chunks = inflow.chunks
+                    inflow.chunks = []
+                    taken += len(chunks)
+                    if taken >= WINDOW // 2 and not inflow.ended:
                         self._credit(request_id, taken)
                         taken = 0
-                    yield chunk
+                    yield chunks
+                    continue
                 if inflow.error is not None:
                     raise inflow.error
                 if inflow.ended:

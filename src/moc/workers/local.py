@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from moc.kernel.errors import (
 from moc.kernel.events import Event
 from moc.kernel.ids import new_id
 from moc.kernel.records import ABSENT, Store, Table
+from moc.kernel.tasks import Tasks
 from moc.models.ports import HostSeat, Launch, Worker
 from moc.resilience.deadline import Deadline
 from moc.workers.folder import Folder
@@ -90,7 +91,7 @@ class LocalWorkers:
         self._table: Table[Worker] = Table(store, "workers/", Worker)
         self._held: dict[str, _Held] = {}
         self._callbacks: list[Callable[[Worker, str], None]] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks(lambda error: log.error("a worker task failed", exc_info=error))
         self._threads: ThreadPoolExecutor | None = None
         self._measuring: asyncio.Task[None] | None = None
 
@@ -115,7 +116,7 @@ class LocalWorkers:
                 await asyncio.wait([self._begin_end(held, reason="Shutdown", politely=False)])
             elif held.link is not None and held.ending is None:
                 held.link.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.settle()
         self._held.clear()
         threads, self._threads = self._threads, None
         if threads is not None:
@@ -330,7 +331,7 @@ class LocalWorkers:
 
     def _begin_end(self, held: _Held, *, reason: str, politely: bool) -> "asyncio.Task[None]":
         if held.ending is None:
-            held.ending = self._spawn(self._end(held, reason=reason, politely=politely))
+            held.ending = self._tasks.spawn(self._end(held, reason=reason, politely=politely))
         return held.ending
 
     async def _end(self, held: _Held, *, reason: str, politely: bool) -> None:
@@ -372,7 +373,7 @@ class LocalWorkers:
 
     def _lost(self, held: _Held, link: WorkerLink) -> None:
         if held.link is link and held.ending is None and held.worker.state == "ready":
-            self._spawn(self._recover(held))
+            self._tasks.spawn(self._recover(held))
 
     async def _recover(self, held: _Held) -> None:
         """The line broke: draw a new one if the worker lives, else say that it is dead."""
@@ -391,7 +392,7 @@ class LocalWorkers:
             except (MocError, TimeoutError):
                 log.warning("a worker does not answer; ending it", worker=held.worker.id, pid=process.pid)
         if held.ending is None:
-            held.ending = self._spawn(self._bury(held, process))
+            held.ending = self._tasks.spawn(self._bury(held, process))
 
     async def _bury(self, held: _Held, process: Process) -> None:
         why = "stopped answering" if process.is_alive() else process.how_it_ended()
@@ -425,7 +426,7 @@ class LocalWorkers:
             kind=kind, subject=worker.id, reason=reason, data={"model": worker.model, "pid": worker.pid, **data}
         )
 
-    # threads and tasks
+    # threads
 
     async def _measure(self) -> None:
         while True:
@@ -438,17 +439,6 @@ class LocalWorkers:
         if self._threads is None:
             raise Unavailable("the workers of this host are not managed yet, or no longer; ask again shortly")
         return asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, MocError):
-            log.error("a worker task failed", exc_info=error)
 
 
 def _process_of(folder: Folder, pid: int | None) -> Process | None:

@@ -62,8 +62,8 @@ async def tell_stream(exchange: Exchange, stream: AnswerStream, teller: Teller) 
         await exchange.start(200, media=EVENTS, headers=inference_headers(stream))
         try:
             await _write(exchange, teller.begin(stream.reference))
-            async for piece in stream:
-                await _write(exchange, teller.piece(piece))
+            while pieces := await stream.some():
+                await _write(exchange, b"".join(map(teller.piece, pieces)))
             last = teller.end()
         except MocError as error:
             last = _failed(exchange, teller, error)

@@ -1,0 +1,124 @@
+"""How a version gets into memory: its files, the memory it is charged, its worker, what is learnt from it."""
+
+import time
+
+import structlog
+
+from moc.kernel.errors import LoadFailed, MocError
+from moc.kernel.events import Event
+from moc.kernel.tasks import Tasks
+from moc.models.catalogue import Catalogue, Entry
+from moc.models.footprints import Footprints
+from moc.models.model import Artifact, ModelSpec
+from moc.models.ports import Launch, Memory, Progress, Sources, Worker, Workers
+from moc.models.resident import Resident
+from moc.models.slot import Limits, Slot
+from moc.resilience.deadline import NEVER, Deadline
+
+log = structlog.get_logger(__name__)
+
+MEASURED_WITHIN_S = 6.0
+"""A worker's memory has been measured since its first request when that is this long ago."""
+
+IN_PLACE = "file:"
+
+
+class Loader:
+    """The steps of a load; who may take them, and when, is the manager's to say."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        workers: Workers,
+        sources: Sources,
+        footprints: Footprints,
+        memory: Memory,
+        limits: Limits,
+    ) -> None:
+        self._catalogue = catalogue
+        self._workers = workers
+        self._sources = sources
+        self._footprints = footprints
+        self._memory = memory
+        self._limits = limits
+        self._tasks = Tasks(lambda error: log.error("a pull could not be told of", exc_info=error))
+
+    async def stop(self) -> None:
+        """Tell no more."""
+        await self._tasks.cancel()
+
+    async def has_changed(self, name: str, spec: ModelSpec) -> bool:
+        """Whether the newest version is of this spec, and made of a file that is not what it was."""
+        versions = self._catalogue.versions(name)
+        artifact = versions[-1].version.artifact if versions else None
+        if artifact is None or versions[-1].version.spec != spec or not spec.source.startswith(IN_PLACE):
+            return False
+        try:
+            await self._sources.verify(artifact)
+        except LoadFailed:
+            return True
+        return False
+
+    async def pull(self, slot: Slot) -> Artifact:
+        """The version's files, as they were hashed; fetched again when the coordinator's copy is gone."""
+        entry = slot.entry
+        if entry.version.artifact is not None:
+            try:
+                await self._sources.verify(entry.version.artifact)
+            except LoadFailed:
+                if entry.version.spec.source.startswith(IN_PLACE):
+                    raise
+            else:
+                return entry.version.artifact
+        artifact = await self._sources.fetch(entry.version.spec, self._pull_progress(entry))
+        await self._catalogue.pulled(entry, artifact)
+        return artifact
+
+    def _pull_progress(self, entry: Entry) -> Progress:
+        """Tells of a pull in events, one a second."""
+        told = time.monotonic()
+
+        def progress(done: int, total: int | None) -> None:
+            nonlocal told
+            if time.monotonic() - told >= 1.0:
+                told = time.monotonic()
+                data = {"done_bytes": done, "total_bytes": total}
+                self._tasks.spawn(
+                    self._catalogue.note(Event(kind="model.pulling", subject=entry.version.reference, data=data))
+                )
+
+        return progress
+
+    async def launch(self, slot: Slot, artifact: Artifact) -> Worker:
+        """Charge the memory and start the worker; how long that may take is its caller's to say."""
+        version = slot.entry.version
+        needs = {
+            kind: (await self._footprints.expected(version, artifact, device_kind=kind)).bytes
+            for kind in self._memory.kinds(version)
+        }
+        grant = await self._memory.reserve(version, needs, Deadline.after(self._limits.memory_wait_s))
+        slot.evicted, slot.launched_at = grant.evicted, time.monotonic()
+        launch = Launch(
+            model=version.reference,
+            digest=version.digest,
+            runtime=version.spec.runtime,
+            path=artifact.path,
+            options=version.spec.options,
+            devices=grant.devices,
+            gpus=grant.gpus,
+            bytes=grant.bytes,
+        )
+        return await self._workers.start_worker(launch, NEVER)
+
+    async def learn(self, slot: Slot, resident: Resident) -> None:
+        """Tell how much it was last measured to hold; the store may be away, loading and unloading go on."""
+        worker_id, used = resident.worker_id, resident.in_use_s() > MEASURED_WITHIN_S
+        size, pids = self._workers.memory_bytes(worker_id), self._workers.pids(worker_id)
+        holding = self._memory.measure(resident.reference, size, pids)
+        if holding is None:
+            return
+        try:
+            await self._footprints.learn(slot.entry.version, worker_id, holding, used=used)
+        except MocError as error:
+            log.warning("a footprint was not recorded", model=resident.reference, error=error.message)
