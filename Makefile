@@ -27,7 +27,8 @@ serve: install ## install, then serve the starter model; prints the URL, the key
 .PHONY: test test-fast soak bench bench-eviction format check
 test: install clients ## every test, with the judging clients
 	$(BIN)/pytest tests/unit tests/contract tests/integration -n 2
-	$(BIN)/pytest tests/acceptance tests/faults
+	$(BIN)/pytest tests/acceptance tests/faults -m "not alone" -n 2 --dist loadfile
+	$(BIN)/pytest tests/acceptance tests/faults -m alone
 test-fast: install ## unit and contract tests, under a minute
 	$(BIN)/pytest tests/unit tests/contract -m "not slow" -n 2
 soak: install ## ten minutes of mixed traffic on too little memory; SOAK_S=60 for a shorter look

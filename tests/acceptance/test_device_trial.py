@@ -9,7 +9,7 @@ import pytest
 from tests.device_trial import GIB, MIB, TAKE_MAIN_MEMORY, DeviceTrial, Figures, Ground
 from tests.llama import made
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(300)]
 
 
 def held(pids: Collection[int]) -> int:

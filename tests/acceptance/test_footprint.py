@@ -17,6 +17,8 @@ from tests.acceptance.conftest import EXAMPLES, model
 from tests.coordinator import Coordinator, eventually
 from tests.models import silero_path, smollm2_path
 
+pytestmark = pytest.mark.alone
+
 MIB = 2**20
 CONTEXTS = {"small": (512, 1), "middle": (4096, 4), "large": (8192, 8)}
 NAMES = (*CONTEXTS, "silero", "add_sub", "identity")

@@ -10,6 +10,8 @@ from tests.acceptance.conftest import EXAMPLES, model
 from tests.coordinator import Coordinator, eventually, short_home
 from tests.memory import MIB, TENSOR, ballast, charges
 
+pytestmark = pytest.mark.alone
+
 BUDGET = 520 * MIB
 LIMIT_PCT = 90
 BROKEN = """

@@ -18,6 +18,8 @@ from tests.coordinator import Coordinator, short_home
 from tests.memory import MIB, events, held_bytes, most_charged_to_models, watched
 from tests.models import silero_path, smollm2_path
 
+pytestmark = pytest.mark.alone
+
 SOAK_S = float(os.environ.get("SOAK_S", "30"))
 SEED = int(os.environ.get("MOC_TEST_SEED", "20261123"))
 BUDGET = 520 * MIB

@@ -19,6 +19,8 @@ from tests.acceptance.conftest import model, served
 from tests.coordinator import Coordinator, eventually
 from tests.models import minilm_path
 
+pytestmark = pytest.mark.alone
+
 SENTENCES = [
     "A cat sits on the mat.",
     "The kitten is resting on a rug.",

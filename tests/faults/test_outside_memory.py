@@ -14,6 +14,8 @@ from moc.hardware.host import HostMemory
 from tests.coordinator import MOC, Coordinator, eventually
 from tests.memory import MIB, ask_tensors, ballast, charges, events, host_device, watched
 
+pytestmark = pytest.mark.alone
+
 POLL_S = 1.0
 HUNGRY = """
 import sys
