@@ -24,13 +24,15 @@ serve: install ## install, then serve the starter model; prints the URL, the key
 	@touch $@
 
 ##@ Develop
-.PHONY: test test-fast soak bench bench-eviction format check
+.PHONY: test test-fast traffic soak bench bench-eviction format check
 test: install clients ## every test, with the judging clients
 	$(BIN)/pytest tests/unit tests/contract tests/integration -n 2
 	$(BIN)/pytest tests/acceptance tests/faults -m "not alone" -n 2 --dist loadfile
 	$(BIN)/pytest tests/acceptance tests/faults -m alone
 test-fast: install ## unit and contract tests, under a minute
 	$(BIN)/pytest tests/unit tests/contract -m "not slow" -n 2
+traffic: install ## a minute of mixed traffic while workers and remotes fail; TRAFFIC_S=600 SEED=7
+	TRAFFIC_S=$${TRAFFIC_S:-60} $(BIN)/pytest -s tests/faults/test_traffic.py
 soak: install ## ten minutes of mixed traffic on too little memory; SOAK_S=60 for a shorter look
 	SOAK_S=$${SOAK_S:-600} $(BIN)/pytest -s tests/acceptance/test_memory_soak.py
 .PHONY: test-gpu gpu-wheels

@@ -5,7 +5,7 @@
 
 import math
 import struct
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import grpc
@@ -20,12 +20,13 @@ from moc.transports.grpc.failure import DETAILS
 from moc.transports.grpc.stubs.moc.v1 import devices_pb2, inference_pb2, leases_pb2, models_pb2, system_pb2
 from moc.transports.grpc.stubs.moc.wire.status_pb2 import ErrorInfo, RetryInfo, Status
 from moc.transports.grpc.stubs.modelops import model_ops_pb2
-from moc.transports.headers import DEADLINE
+from moc.transports.headers import DEADLINE, PRIORITY, REPEATABLE, SESSION
 from moc.transports.status import STATUSES
 from tests.zmq_peer import Peer, Peers
 
 M = TypeVar("M", bound=Message)
 
+_NONE: Final[Mapping[str, Any]] = {}
 MESSAGES: Final = [{"role": "user", "content": "hi"}]
 _OPENAI_CODES: Final = {
     "model_not_found": "not_found",
@@ -48,6 +49,10 @@ class Asker(Protocol):
 
     def as_key(self, key: str) -> "Asker":
         """The same, with another key."""
+        ...
+
+    def on(self, **terms: Any) -> "Asker":
+        """The same, saying how it wants to be served: `deadline_ms`, `priority`, `session`, `idempotency_key`."""
         ...
 
     async def tensors(self, model: str, values: Sequence[float]) -> inference_pb2.InferResponse: ...
@@ -108,13 +113,17 @@ class Manager(Asker, Protocol):
 class RestAsker:
     """Asks over REST."""
 
-    def __init__(self, url: str, key: str, client: httpx.AsyncClient) -> None:
+    def __init__(self, url: str, key: str, client: httpx.AsyncClient, terms: Mapping[str, str] = _NONE) -> None:
         self._url = url
+        self._key = key
         self._client = client
-        self._headers = {"authorization": f"Bearer {key}"}
+        self._headers = {"authorization": f"Bearer {key}", **terms}
 
     def as_key(self, key: str) -> "RestAsker":
         return RestAsker(self._url, key, self._client)
+
+    def on(self, **terms: Any) -> "RestAsker":
+        return RestAsker(self._url, self._key, self._client, _headers(terms))
 
     async def ask(self, method: str, path: str, body: Any = None, *, deadline_ms: int | None = None) -> httpx.Response:
         """One request; Refused for a status that is an error."""
@@ -216,12 +225,16 @@ class RestAsker:
 class GrpcAsker:
     """Asks over gRPC."""
 
-    def __init__(self, channel: grpc.aio.Channel, key: str) -> None:
+    def __init__(self, channel: grpc.aio.Channel, key: str, terms: Mapping[str, str] = _NONE) -> None:
         self._channel = channel
-        self._metadata = (("authorization", f"Bearer {key}"),)
+        self._key = key
+        self._metadata = (("authorization", f"Bearer {key}"), *terms.items())
 
     def as_key(self, key: str) -> "GrpcAsker":
         return GrpcAsker(self._channel, key)
+
+    def on(self, **terms: Any) -> "GrpcAsker":
+        return GrpcAsker(self._channel, self._key, _headers(terms))
 
     async def ask(self, path: str, message: Message, answer: type[M]) -> M:
         """One unary call; Refused for a status that is not OK."""
@@ -345,16 +358,21 @@ class GrpcAsker:
 class ZmqAsker:
     """Asks over ZeroMQ."""
 
-    def __init__(self, peers: Peers, key: str) -> None:
+    def __init__(self, peers: Peers, key: str, terms: Mapping[str, Any] = _NONE) -> None:
         self._peers = peers
+        self._key = key
+        self._terms = terms
         self.peer: Peer = peers.dealer(key=key)
 
     def as_key(self, key: str) -> "ZmqAsker":
         return ZmqAsker(self._peers, key)
 
+    def on(self, **terms: Any) -> "ZmqAsker":
+        return ZmqAsker(self._peers, self._key, terms)
+
     async def ask(self, action: str, payload: Any = None, **fields: Any) -> dict[str, Any]:
         """One answer; Refused for one that is no success."""
-        return _granted(await self.peer.ask(action, payload, **fields))
+        return _granted(await self.peer.ask(action, payload, **{**self._terms, **fields}))
 
     async def tensors(self, model: str, values: Sequence[float]) -> inference_pb2.InferResponse:
         reply = await self.ask("infer", {"model": model, **_inputs(values)})
@@ -365,7 +383,8 @@ class ZmqAsker:
         return _content((await self.ask("chat", {"model": model, "messages": MESSAGES}))["result"])
 
     async def pieces(self, model: str) -> list[str]:
-        await self.peer.send(action="chat", payload={"model": model, "messages": MESSAGES, "stream": True})
+        payload = {"model": model, "messages": MESSAGES, "stream": True}
+        await self.peer.send(action="chat", payload=payload, **self._terms)
         found = []
         while not (reply := _granted(await self.peer.receive())).get("done"):
             found.append(_delta(reply["chunk"]))
@@ -375,7 +394,8 @@ class ZmqAsker:
         return (await self.ask("embed", {"model": model, "input": "x"}))["result"]
 
     async def older_text(self, model: str, prompt: str) -> tuple[str, int]:
-        await self.peer.send(type="inference_request", data={"model_name": model, "prompt": prompt})
+        data = {"model_name": model, "prompt": prompt}
+        await self.peer.send(type="inference_request", data=data, **self._terms)
         result = _granted(await self.peer.receive())["result"]
         return result["choices"][0]["text"], result["usage"]["completion_tokens"]
 
@@ -405,6 +425,12 @@ class ZmqAsker:
     async def ready(self) -> bool:
         ready: bool = (await self.ask("health"))["result"]["ready"]
         return ready
+
+
+def _headers(terms: Mapping[str, Any]) -> dict[str, str]:
+    """The terms by the names that they have in HTTP headers and in gRPC metadata."""
+    names = {"deadline_ms": DEADLINE, "priority": PRIORITY, "session": SESSION, "idempotency_key": REPEATABLE}
+    return {names[name]: str(value) for name, value in terms.items()}
 
 
 def _granted(reply: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from moc.models.ports import Launch, Worker
 from moc.resilience.deadline import Deadline
 from moc.store.memory import MemoryStore
 from moc.testing.seat import FakeSeat
+from moc.workers.heartbeat import Patience
 from moc.workers.link import WorkerLink
 from moc.workers.local import LocalWorkers
 from moc.workers.tensors import DTYPES, decode, encode
@@ -34,6 +35,7 @@ class Host:
         self.run_dir = run_dir
         self.orphan_grace_s = 60.0
         self.stop_grace_s = 5.0
+        self.patience = Patience()
         self.coordinators: list[LocalWorkers] = []
 
     async def coordinator(self, host: str = "here") -> LocalWorkers:
@@ -48,6 +50,7 @@ class Host:
             orphan_grace_s=self.orphan_grace_s,
             stop_grace_s=self.stop_grace_s,
             clock=SystemClock(),
+            patience=self.patience,
         )
         await workers.start()
         self.coordinators.append(workers)

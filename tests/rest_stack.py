@@ -7,33 +7,50 @@ from pathlib import Path
 
 import httpx
 
+from moc.config import Config, load
+from moc.config.history import History
+from moc.config.inventory import Inventory
+from moc.config.reconfiguration import Reconfiguration
 from moc.gpu.broker import Broker
 from moc.gpu.eviction import Policy
 from moc.gpu.leases import Leases
 from moc.gpu.monitor import DeviceMonitor
 from moc.inference.gateway import Gateway
+from moc.inference.observed import Observed
 from moc.inference.request import Info, Reply, Request, Tensor, TensorSpec
+from moc.inference.shares import Shares
+from moc.inference.station import TrafficLimits
 from moc.kernel.clock import SystemClock
 from moc.kernel.component import Stack
+from moc.models.aliases import AliasBook
 from moc.models.catalogue import Catalogue
 from moc.models.footprints import Footprints
 from moc.models.manager import ModelManager
 from moc.models.model import ModelSpec
 from moc.models.ports import Launch, Worker
+from moc.models.rollouts import Rollouts
 from moc.models.slot import Limits as ManagerLimits
 from moc.resilience.deadline import NEVER, Deadline
 from moc.security.audit import AuditLog
 from moc.security.authenticator import Authenticator
 from moc.security.keyring import ADMIN_KEY_FILE, KeyRing
+from moc.service.aliases import AliasesService
 from moc.service.audit import AuditService
+from moc.service.checks import Checks
+from moc.service.configuration import ConfigurationService
 from moc.service.devices import DevicesService
+from moc.service.health import Health
 from moc.service.inference import InferenceService, Tally
 from moc.service.keys import KeysService
 from moc.service.leases import LeasesService
 from moc.service.models import ModelsService
+from moc.service.replica import Replica
+from moc.service.rollouts import RolloutsService
+from moc.service.routes import AliasRoutes
 from moc.service.services import Services
-from moc.service.system import Replica, SystemService
+from moc.service.system import SystemService
 from moc.service.tenancy import Tenancy
+from moc.service.traffic import Meters, ModelFacts, TrafficJournal
 from moc.service.workforce import Workforce
 from moc.store.memory import MemoryStore
 from moc.telemetry.metrics import Metrics
@@ -128,9 +145,10 @@ class Crew(FakeWorkers):
 class RestStack:
     """Everything behind one REST port; the model `echo` is registered."""
 
-    def __init__(self, data_dir: Path, limits: Limits) -> None:
+    def __init__(self, data_dir: Path, limits: Limits, *, ready_needs_models: bool = False) -> None:
         clock = SystemClock()
         self.data_dir = data_dir
+        self._ready_needs_models = ready_needs_models
         self.store = MemoryStore()
         self.keys = KeyRing(store=self.store, data_dir=data_dir, clock=clock)
         self.audit = AuditLog(store=self.store, clock=clock)
@@ -139,17 +157,7 @@ class RestStack:
         self.sources = FakeSources()
         self.metrics = Metrics(version="test")
         self.replica = Replica(name="test", host="test", version="1.2.3", data_dir="data", store="memory")
-        self.catalogue = Catalogue(store=self.store, seat=self.seat, clock=clock)
-        self.footprints = Footprints(store=self.store, clock=clock)
-        self.manager = ModelManager(
-            catalogue=self.catalogue,
-            workers=self.workers,
-            sources=self.sources,
-            footprints=self.footprints,
-            memory=FakeMemory(),
-            limits=ManagerLimits(),
-            on_loaded=self.metrics.model_loaded,
-        )
+        self._make_models(clock)
         self.device = FakeDevices(fake_reading(used_bytes=2**20))
         self.devices = DeviceMonitor([self.device], store=self.store, seat=self.seat, clock=clock, poll_interval_s=60)
         self.broker, self.tenancy = self._memory()
@@ -162,19 +170,97 @@ class RestStack:
             on_waited=self.metrics.lease_waited,
         )
         self.authenticator = Authenticator(keys=self.keys, clock=clock, on_failed=self.audit.note_failed_login)
+        self.taken_up: list[Config] = []
+        self.configuration = self._configuration()
+        self._make_gateway(clock)
         self.services = self._services()
         self.rest = RestServer(self.services, host="127.0.0.1", port=0, limits=limits)
-        features = (self.audit, self.keys, self.devices, self.leases, self.catalogue, self.manager)
+        features = (
+            self.audit,
+            self.keys,
+            self.devices,
+            self.leases,
+            self.catalogue,
+            self.aliases,
+            self.configuration,
+            self.manager,
+            self.health,
+            self.rollouts,
+            self.traffic,
+            self.gateway,
+        )
         self.stack = Stack([self.store, self.seat, *features, self.rest])
 
+    def _make_models(self, clock: SystemClock) -> None:
+        self.catalogue = Catalogue(store=self.store, seat=self.seat, clock=clock)
+        self.aliases = AliasBook(store=self.store, seat=self.seat, clock=clock, catalogue=self.catalogue)
+        self.observed = Observed(clock=clock)
+        self.footprints = Footprints(store=self.store, clock=clock)
+        self.health = Health(self.workers)
+        self.manager = ModelManager(
+            catalogue=self.catalogue,
+            workers=self.workers,
+            sources=self.sources,
+            footprints=self.footprints,
+            memory=FakeMemory(),
+            limits=ManagerLimits(),
+            on_loaded=self.metrics.model_loaded,
+            warm=self.health.warm,
+        )
+        self.health.join(self.manager)
+
+    def _make_gateway(self, clock: SystemClock) -> None:
+        self.tally = Tally()
+        self.traffic = TrafficJournal(counters=self.metrics.traffic, catalogue=self.catalogue)
+        self.gateway = Gateway(
+            residents=self.manager,
+            links=self.workers,
+            routes=AliasRoutes(self.aliases),
+            facts=ModelFacts(catalogue=self.catalogue, health=self.health),
+            shares=Shares(),
+            observed=self.observed,
+            meter=Meters(self.tally, self.observed),
+            watcher=self.traffic,
+            limits=TrafficLimits(),
+            clock=clock,
+        )
+        self.rollouts = Rollouts(
+            store=self.store,
+            seat=self.seat,
+            clock=clock,
+            catalogue=self.catalogue,
+            aliases=self.aliases,
+            manager=self.manager,
+            observations=self.observed,
+            circuits=self.gateway.stations,
+        )
+
+    def _configuration(self) -> Reconfiguration:
+        """As `data_dir` says; what settings are given out is in `taken_up`."""
+        return Reconfiguration(
+            load(data_dir=self.data_dir, file=None, ports={}),
+            history=History(store=self.store, seat=self.seat),
+            inventory=Inventory(
+                catalogue=self.catalogue, manager=self.manager, aliases=self.aliases, sources=self.sources
+            ),
+            take_up=self.taken_up.append,
+            clock=SystemClock(),
+        )
+
     def _services(self) -> Services:
-        tally, workforce = Tally(), Workforce(self.workers)
-        gateway = Gateway(residents=self.manager, links=self.workers, meter=tally)
+        workforce = Workforce(self.workers)
         leases = LeasesService(leases=self.leases)
         devices = DevicesService(monitor=self.devices, broker=self.broker, journal=self.audit)
         return Services(
             authenticator=self.authenticator,
-            inference=InferenceService(gateway=gateway, catalogue=self.catalogue, manager=self.manager, tally=tally),
+            inference=InferenceService(
+                gateway=self.gateway,
+                catalogue=self.catalogue,
+                aliases=self.aliases,
+                manager=self.manager,
+                health=self.health,
+                tally=self.tally,
+            ),
             models=ModelsService(
                 catalogue=self.catalogue,
                 manager=self.manager,
@@ -182,12 +268,19 @@ class RestStack:
                 footprints=self.footprints,
                 tenancy=self.tenancy,
                 workforce=workforce,
+                health=self.health,
+                stations=self.gateway.stations,
                 journal=self.audit,
             ),
+            aliases=AliasesService(
+                aliases=self.aliases, manager=self.manager, observations=self.observed, journal=self.audit
+            ),
+            rollouts=RolloutsService(rollouts=self.rollouts, journal=self.audit),
             devices=devices,
             leases=leases,
             keys=KeysService(keys=self.keys, clock=SystemClock(), journal=self.audit),
             audit=AuditService(log=self.audit),
+            configuration=ConfigurationService(configuration=self.configuration, journal=self.audit),
             system=SystemService(
                 replica=self.replica,
                 store=self.store,
@@ -196,6 +289,16 @@ class RestStack:
                 devices=devices,
                 leases=leases,
                 metrics=self.metrics,
+                checks=Checks(
+                    replica=self.replica,
+                    store=self.store,
+                    seats=[self.seat],
+                    devices=self.devices,
+                    catalogue=self.catalogue,
+                    aliases=self.aliases,
+                    health=self.health,
+                    needs_models=self._ready_needs_models,
+                ),
             ),
         )
 
@@ -227,9 +330,11 @@ class RestStack:
 
 
 @asynccontextmanager
-async def running(data_dir: Path, limits: Limits | None = None) -> AsyncIterator[RestStack]:
+async def running(
+    data_dir: Path, limits: Limits | None = None, *, ready_needs_models: bool = False
+) -> AsyncIterator[RestStack]:
     """A stack that is started and ready, and stopped at the end."""
-    stack = RestStack(data_dir, limits or Limits(watch_after_s=0.001))
+    stack = RestStack(data_dir, limits or Limits(watch_after_s=0.001), ready_needs_models=ready_needs_models)
     await stack.stack.start()
     stack.replica.state = "ready"
     try:

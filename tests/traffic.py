@@ -91,9 +91,15 @@ class Traffic:
 
     def late_s(self, outcome: Outcome) -> float:
         """How long after its deadline an answer came, less the stalls of this process; negative when in time."""
+        return outcome.took_s - outcome.question.deadline_s - self._stalled_s(outcome)
+
+    def undisturbed(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
+        """Those during which this process ran all the time, so that how long they took tells of the coordinator."""
+        return [outcome for outcome in outcomes if not self._stalled_s(outcome)]
+
+    def _stalled_s(self, outcome: Outcome) -> float:
         end = outcome.at + outcome.took_s
-        stalled = sum(length for at, length in self.stalls if outcome.at - length <= at <= end)
-        return outcome.took_s - outcome.question.deadline_s - stalled
+        return sum(length for at, length in self.stalls if outcome.at - length <= at <= end)
 
     async def _flow(self, client: httpx.AsyncClient, asking: set["asyncio.Task[None]"]) -> None:
         number = 0

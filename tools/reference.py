@@ -18,14 +18,18 @@ from pydantic.fields import FieldInfo
 
 from moc.cli.main import app as cli
 from moc.config import PREFIX, Settings
+from moc.config.change import is_live
 from moc.gpu.device import MOVES as DEVICE_MOVES
 from moc.gpu.lease import MOVES as LEASE_MOVES
+from moc.models.alias import Alias
 from moc.models.model import MOVES, ModelSpec
+from moc.models.rollout import MOVES as ROLLOUT_MOVES
 from moc.security.key import MOVES as KEY_MOVES
 from moc.security.policy import ALLOWED, Operation
 from moc.service.services import Services
 from moc.telemetry.metrics import DeviceGauges, Metrics
 from moc.transports.rest import compatibility, management, operations
+from moc.transports.rest.aliases import ALIAS
 from moc.transports.rest.app import protocol_operations
 from moc.transports.rest.document import document
 from moc.transports.status import STATUSES
@@ -70,10 +74,16 @@ def configuration() -> str:
             parts.append(f"### `{section}`\n\n{field.annotation.__doc__}\n\n")
             keys = field.annotation.model_fields.items()
             rows = (
-                (f"`{key}`", f"`{_default(f.default)}`", _meaning(f), f"`{PREFIX}{section}__{key}`".upper())
+                (
+                    f"`{key}`",
+                    f"`{_default(f.default)}`",
+                    _meaning(f),
+                    "at once" if is_live(f"{section}.{key}") else "restart",
+                    f"`{PREFIX}{section}__{key}`".upper(),
+                )
                 for key, f in keys
             )
-            parts.append(table(("key", "default", "meaning", "environment"), rows) + "\n")
+            parts.append(table(("key", "default", "meaning", "takes effect", "environment"), rows) + "\n")
     return "".join(parts).rstrip("\n") + "\n"
 
 
@@ -86,7 +96,8 @@ def _meaning(field: FieldInfo) -> str:
     ]
     choices = [f"`{choice}`" for choice in getattr(field.annotation, "__args__", ()) if isinstance(choice, str)]
     limits = [*bounds, *([" or ".join(choices)] if choices else [])]
-    return f"{field.description} ({', '.join(limits)})" if limits else str(field.description)
+    meaning = " ".join(str(field.description).split())  # a table's row is one line
+    return f"{meaning} ({', '.join(limits)})" if limits else meaning
 
 
 def _default(value: object) -> str:
@@ -107,8 +118,14 @@ def model_keys() -> str:
 
 def _spec_default(field: "Field[Any]") -> str:
     if field.default is not MISSING:
-        return f"`{_default(field.default)}`"
+        return f"`{_default(field.default)}`" if field.default not in ("", ()) else "empty"
     return "required" if field.default_factory is MISSING else "empty"
+
+
+def alias_keys() -> str:
+    """What may stand below an alias's name in `moc.yaml`, and in the body that sets an alias."""
+    rows = ((f"`{field.name}`", _spec_default(field), ALIAS[field.name]["description"]) for field in fields(Alias))
+    return table(("key", "default", "meaning"), rows)
 
 
 def commands() -> str:
@@ -206,6 +223,11 @@ def lease_moves() -> str:
     return _moves(LEASE_MOVES)
 
 
+def rollout_moves() -> str:
+    """The states of a rollout."""
+    return _moves(ROLLOUT_MOVES)
+
+
 def key_moves() -> str:
     """The states of a key."""
     return _moves(KEY_MOVES)
@@ -229,12 +251,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "errors": errors,
     "configuration": configuration,
     "model_keys": model_keys,
+    "alias_keys": alias_keys,
     "commands": commands,
     "routes": routes,
     "metrics": metrics,
     "moves": moves,
     "device_moves": device_moves,
     "lease_moves": lease_moves,
+    "rollout_moves": rollout_moves,
     "key_moves": key_moves,
     "roles": roles,
 }

@@ -15,6 +15,9 @@ from moc import __version__
 from moc.cluster.holder import Holder
 from moc.cluster.seat import SeatKeeper
 from moc.config import Config
+from moc.config.history import History
+from moc.config.inventory import Inventory
+from moc.config.reconfiguration import Reconfiguration
 from moc.gpu.broker import Broker
 from moc.gpu.device import Device
 from moc.gpu.eviction import Order, Policy
@@ -27,51 +30,59 @@ from moc.hardware.host import HOST, HostMemory
 from moc.hardware.nvml import NvmlDevices
 from moc.hardware.selected import SelectedDevices
 from moc.inference.gateway import Gateway
+from moc.inference.observed import Observed
+from moc.inference.shares import Shares
+from moc.inference.station import TrafficLimits
 from moc.kernel.clock import SystemClock
 from moc.kernel.component import Stack
 from moc.kernel.errors import MocError
+from moc.models.aliases import AliasBook
 from moc.models.catalogue import Catalogue
 from moc.models.footprints import Footprints
 from moc.models.manager import ModelManager
-from moc.models.model import ModelSpec
+from moc.models.rollouts import Rollouts
 from moc.models.slot import Limits
 from moc.models.sources import ArtifactSources, Bounds, host_of
+from moc.resilience.breaker import BreakerLimits
+from moc.resilience.bulkhead import Bulkhead
 from moc.security.audit import AuditLog
 from moc.security.authenticator import Authenticator
 from moc.security.keyring import KeyRing
+from moc.service.aliases import AliasesService
 from moc.service.audit import AuditService
+from moc.service.checks import Checks
+from moc.service.configuration import ConfigurationService
 from moc.service.devices import DevicesService
+from moc.service.health import Health
 from moc.service.inference import InferenceService, Tally
 from moc.service.keys import KeysService
 from moc.service.leases import LeasesService
 from moc.service.models import ModelsService
+from moc.service.replica import Replica
+from moc.service.rollouts import RolloutsService
+from moc.service.routes import AliasRoutes
 from moc.service.services import Services
-from moc.service.system import Replica, SystemService
+from moc.service.system import SystemService
 from moc.service.tenancy import Tenancy
+from moc.service.traffic import Meters, ModelFacts, TrafficJournal
 from moc.service.workforce import Workforce
 from moc.store.sqlite import SqliteStore
+from moc.telemetry import logs
 from moc.telemetry.metrics import Metrics
 from moc.transports.grpc.server import GrpcServer
 from moc.transports.rest.server import RestServer
 from moc.transports.zmq.server import ZmqServer
+from moc.workers.fleet import Fleet
+from moc.workers.heartbeat import Patience
 from moc.workers.local import LocalWorkers
+from moc.workers.remote import RemoteWorkers
 
 log = structlog.get_logger(__name__)
 
 ENDPOINTS_FILE = "endpoints.json"
+SECRETS_FOLDER = "secrets"
 SOURCE_LIMIT_BYTES = 1024**4
-
-
-class _Meters:
-    """Tells several meters about each request."""
-
-    def __init__(self, tally: Tally, metrics: Metrics) -> None:
-        self._tally = tally
-        self._metrics = metrics
-
-    def finished(self, reference: str, kind: str, code: str, *, queue_s: float, engine_s: float) -> None:
-        self._tally.finished(reference, kind, code, queue_s=queue_s, engine_s=engine_s)
-        self._metrics.finished(reference, kind, code, queue_s=queue_s, engine_s=engine_s)
+_STANDARD_ERROR = 2
 
 
 class Coordinator:
@@ -83,6 +94,7 @@ class Coordinator:
         self._ended = asyncio.Event()
         self._failure: str | None = None
         self.metrics = Metrics(version=__version__)
+        self.observed = Observed(clock=clock)
         self.store = SqliteStore(config.store_path, clock=clock, on_fenced=self.metrics.fenced)
         self.replica = Replica(
             name=f"{host}-{os.getpid()}", host=host, version=__version__, data_dir=str(data_dir), store="sqlite"
@@ -92,7 +104,8 @@ class Coordinator:
             for name in (f"host/{host}", "cluster")
         ]
         seat = self.seats[0]
-        self.workers = _workers(config, self.store, seat, host)
+        self.sources = _artifact_sources(config)
+        self.workers = _workers(config, self.store, seat, self.sources)
         self.devices = DeviceMonitor(
             _device_sources(config, self._charged_pids),
             store=self.store,
@@ -100,8 +113,8 @@ class Coordinator:
             clock=clock,
             poll_interval_s=settings.resources.gpu_poll_interval_s,
         )
-        self.sources = _artifact_sources(config)
         self._make_models(seat)
+        self._make_gateway()
         self.keys = KeyRing(store=self.store, data_dir=data_dir, clock=clock)
         self.audit = AuditLog(store=self.store, clock=clock)
         self.authenticator = Authenticator(
@@ -111,46 +124,37 @@ class Coordinator:
             failed_logins_per_min=settings.security.failed_logins_per_min,
             on_failed=self.audit.note_failed_login,
         )
-        services = self._services()
-        self.rest = RestServer(
-            services,
-            host=settings.server.host,
-            port=settings.server.rest_port,
-            body_limit_bytes=settings.server.body_limit_bytes,
-            tls=config.tls,
-        )
-        self.grpc = GrpcServer(
-            services,
-            host=settings.server.host,
-            port=settings.server.grpc_port,
-            body_limit_bytes=settings.server.body_limit_bytes,
-            tls=config.tls,
-        )
-        self.zmq = _zmq(config, services)
-        pressure = Pressure(
+        self.configuration = self._reconfiguration()
+        self._make_doors(self._services())
+        self.pressure = Pressure(
             self.broker,
             interval_s=settings.resources.gpu_poll_interval_s,
             threshold_pct=settings.resources.eviction_threshold_pct,
         )
-        models = (self.catalogue, _Configured(self), self.manager)
-        features = (self.audit, self.keys, self.workers, self.devices, self.leases, *models, pressure)
+        models = (self.catalogue, self.aliases, self.configuration, self.manager, self.health, self.rollouts)
+        traffic = (self.traffic, self.gateway)
+        features = (self.audit, self.keys, self.workers, self.devices, self.leases, *models, self.pressure, *traffic)
         self._stack = Stack([self.store, *self.seats, *features, self.rest, self.grpc, self.zmq])
 
     def _make_models(self, seat: SeatKeeper) -> None:
         """The models and the memory they are put in, which need each other."""
         settings, clock = self.config.settings, SystemClock()
         self.catalogue = Catalogue(store=self.store, seat=seat, clock=clock)
+        self.aliases = AliasBook(store=self.store, seat=seat, clock=clock, catalogue=self.catalogue)
         self.footprints = Footprints(store=self.store, clock=clock)
         self.tenancy = Tenancy(self.devices)
+        self.health = Health(self.workers)
         self.manager = ModelManager(
             catalogue=self.catalogue,
             workers=self.workers,
             sources=self.sources,
             footprints=self.footprints,
             memory=self.tenancy,
-            limits=Limits(),
+            limits=Limits(breaker=_breaker_limits(self.config), bulkhead=_bulkhead(self.config)),
             on_loaded=self.metrics.model_loaded,
+            warm=self.health.warm,
         )
+        self.health.join(self.manager)
         self.broker = Broker(
             monitor=self.devices,
             tenants=self.tenancy,
@@ -170,14 +174,81 @@ class Coordinator:
         )
         self.tenancy.join(broker=self.broker, manager=self.manager)
 
+    def _make_gateway(self) -> None:
+        """The way of requests to models, and who moves it."""
+        clock = SystemClock()
+        self.tally = Tally()
+        self.traffic = TrafficJournal(counters=self.metrics.traffic, catalogue=self.catalogue)
+        self.gateway = Gateway(
+            residents=self.manager,
+            links=self.workers,
+            routes=AliasRoutes(self.aliases),
+            facts=ModelFacts(catalogue=self.catalogue, health=self.health),
+            shares=Shares(),
+            observed=self.observed,
+            meter=Meters(self.tally, self.observed, self.metrics),
+            watcher=self.traffic,
+            limits=_traffic_limits(self.config),
+            clock=clock,
+        )
+        self.rollouts = Rollouts(
+            store=self.store,
+            seat=self.seats[1],
+            clock=clock,
+            catalogue=self.catalogue,
+            aliases=self.aliases,
+            manager=self.manager,
+            observations=self.observed,
+            circuits=self.gateway.stations,
+        )
+
+    def _reconfiguration(self) -> Reconfiguration:
+        return Reconfiguration(
+            self.config,
+            history=History(store=self.store, seat=self.seats[0]),
+            inventory=Inventory(
+                catalogue=self.catalogue, manager=self.manager, aliases=self.aliases, sources=self.sources
+            ),
+            take_up=self._take_up,
+            clock=SystemClock(),
+        )
+
+    def _make_doors(self, services: Services) -> None:
+        """Where clients come in."""
+        settings = self.config.settings.server
+        self.rest = RestServer(
+            services,
+            host=settings.host,
+            port=settings.rest_port,
+            body_limit_bytes=settings.body_limit_bytes,
+            tls=self.config.tls,
+        )
+        self.grpc = GrpcServer(
+            services,
+            host=settings.host,
+            port=settings.grpc_port,
+            body_limit_bytes=settings.body_limit_bytes,
+            tls=self.config.tls,
+        )
+        self.zmq = _zmq(self.config, services)
+        self.replica.listeners.update(
+            rest=lambda: self.rest.listening, grpc=lambda: self.grpc.listening, zmq=lambda: self.zmq.listening
+        )
+
     def _services(self) -> Services:
-        metrics, tally, workforce = self.metrics, Tally(), Workforce(self.workers)
-        gateway = Gateway(residents=self.manager, links=self.workers, meter=_Meters(tally, metrics))
+        metrics, workforce = self.metrics, Workforce(self.workers)
         devices = DevicesService(monitor=self.devices, broker=self.broker, journal=self.audit)
         leases = LeasesService(leases=self.leases)
         return Services(
             authenticator=self.authenticator,
-            inference=InferenceService(gateway=gateway, catalogue=self.catalogue, manager=self.manager, tally=tally),
+            inference=InferenceService(
+                gateway=self.gateway,
+                catalogue=self.catalogue,
+                aliases=self.aliases,
+                manager=self.manager,
+                health=self.health,
+                tally=self.tally,
+            ),
             models=ModelsService(
                 catalogue=self.catalogue,
                 manager=self.manager,
@@ -185,12 +256,19 @@ class Coordinator:
                 footprints=self.footprints,
                 tenancy=self.tenancy,
                 workforce=workforce,
+                health=self.health,
+                stations=self.gateway.stations,
                 journal=self.audit,
             ),
+            aliases=AliasesService(
+                aliases=self.aliases, manager=self.manager, observations=self.observed, journal=self.audit
+            ),
+            rollouts=RolloutsService(rollouts=self.rollouts, journal=self.audit),
             devices=devices,
             leases=leases,
             keys=KeysService(keys=self.keys, clock=SystemClock(), journal=self.audit),
             audit=AuditService(log=self.audit),
+            configuration=ConfigurationService(configuration=self.configuration, journal=self.audit),
             system=SystemService(
                 replica=self.replica,
                 store=self.store,
@@ -199,7 +277,20 @@ class Coordinator:
                 devices=devices,
                 leases=leases,
                 metrics=metrics,
+                checks=self._checks(),
             ),
+        )
+
+    def _checks(self) -> Checks:
+        return Checks(
+            replica=self.replica,
+            store=self.store,
+            seats=self.seats,
+            devices=self.devices,
+            catalogue=self.catalogue,
+            aliases=self.aliases,
+            health=self.health,
+            needs_models=self.config.settings.server.ready_needs_models,
         )
 
     def _managed_pids(self) -> set[int]:
@@ -215,12 +306,14 @@ class Coordinator:
     async def run(self, ready: Callable[["Coordinator"], None], *, stop_workers: bool) -> None:
         """Serve until SIGTERM or SIGINT; a second one ends at once. Raises MocError when it cannot go on.
 
+        SIGHUP has the configuration file read again.
         `ready` is called when requests are answered. Workers stay for the next coordinator to adopt
         unless `stop_workers`.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up, os.isatty(_STANDARD_ERROR))
         await self._stack.start()
         if not self.config.is_loopback and self.config.tls is None:
             host = self.config.settings.server.host
@@ -244,20 +337,34 @@ class Coordinator:
         if self._failure is not None:
             raise MocError(self._failure)
 
-    async def configure(self) -> None:
-        """Register what the configuration names; the same spec again is the same version."""
-        for name, spec in self.config.models.items():
-            await self.register(name, spec)
-
-    async def register(self, name: str, spec: ModelSpec) -> None:
-        """Register one model on the operator's word."""
-        self.sources.check(spec, trusted=True)
-        await self.manager.add(name, spec, actor="config")
+    def _take_up(self, config: Config) -> None:
+        """Give the settings that may change meanwhile to the parts that have them."""
+        self.config = config
+        resources, security = config.settings.resources, config.settings.security
+        logs.set_level(config.settings.telemetry.log_level)
+        self.gateway.adjust(_traffic_limits(config))
+        self.manager.adjust(breaker=_breaker_limits(config), bulkhead=_bulkhead(config))
+        self.devices.adjust(poll_interval_s=resources.gpu_poll_interval_s)
+        self.pressure.adjust(interval_s=resources.gpu_poll_interval_s, threshold_pct=resources.eviction_threshold_pct)
+        self.broker.adjust(soft_limit_pct=resources.soft_limit_pct, policy=Policy(order=Order(resources.eviction)))
+        self.sources.adjust(bounds=_bounds(config))
+        self.authenticator.adjust(
+            require_key=security.require_key, failed_logins_per_min=security.failed_logins_per_min
+        )
 
     def _signalled(self) -> None:
         if self._ended.is_set():
             os._exit(1)  # asked twice: whoever asks wants it gone now
         self._ended.set()
+
+    def _hung_up(self, had_terminal: bool) -> None:
+        """Read the configuration file again; where it was the terminal that went, end as for SIGTERM."""
+        if had_terminal and not os.isatty(_STANDARD_ERROR):
+            with Path(os.devnull).open("wb") as nowhere:  # what is logged from now on is for nobody, and no error
+                os.dup2(nowhere.fileno(), _STANDARD_ERROR)
+            self._signalled()
+        else:
+            self.configuration.reread_soon()
 
     def _seat_lost(self, why: str) -> None:
         self._failure = why
@@ -275,9 +382,9 @@ class Coordinator:
         aside.replace(path)
 
 
-def _workers(config: Config, store: SqliteStore, seat: SeatKeeper, host: str) -> LocalWorkers:
-    settings = config.settings.workers
-    return LocalWorkers(
+def _workers(config: Config, store: SqliteStore, seat: SeatKeeper, sources: ArtifactSources) -> Fleet:
+    settings, host = config.settings.workers, socket.gethostname()
+    local = LocalWorkers(
         store=store,
         seat=seat,
         host=host,
@@ -285,7 +392,17 @@ def _workers(config: Config, store: SqliteStore, seat: SeatKeeper, host: str) ->
         orphan_grace_s=settings.orphan_grace_s,
         stop_grace_s=settings.stop_grace_s,
         clock=SystemClock(),
+        patience=Patience(unresponsive_after_s=settings.unresponsive_after_s, hung_after_s=settings.hung_after_s),
     )
+    remote = RemoteWorkers(
+        store=store,
+        seat=seat,
+        host=host,
+        clock=SystemClock(),
+        secrets=config.data_dir / SECRETS_FOLDER,
+        reach=sources.check_address,
+    )
+    return Fleet(local=local, remote=remote)
 
 
 def _zmq(config: Config, services: Services) -> ZmqServer:
@@ -300,18 +417,41 @@ def _zmq(config: Config, services: Services) -> ZmqServer:
     )
 
 
-def _artifact_sources(config: Config) -> ArtifactSources:
+def _traffic_limits(config: Config) -> TrafficLimits:
+    resilience = config.settings.resilience
+    return TrafficLimits(
+        breaker=_breaker_limits(config), bulkhead=_bulkhead(config), retry_budget_pct=resilience.retry_budget_pct
+    )
+
+
+def _bulkhead(config: Config) -> Bulkhead:
+    bulkhead = config.settings.resilience.bulkhead
+    return Bulkhead(max_concurrent=bulkhead.max_concurrent, max_queue=bulkhead.max_queue)
+
+
+def _breaker_limits(config: Config) -> BreakerLimits:
+    breaker = config.settings.resilience.circuit_breaker
+    return BreakerLimits(failure_threshold=breaker.failure_threshold, reset_timeout_s=breaker.reset_timeout_s)
+
+
+def _bounds(config: Config) -> Bounds:
+    """What may be named over the API; hosts that the configuration has a model from are as good as allowed."""
     security = config.settings.security
     named = (host_of(spec.source) for spec in config.models.values())
-    bounds = Bounds(
+    return Bounds(
         roots=[config.path(root) for root in security.allowed_model_roots],
         python_roots=[config.path(root) for root in security.trusted_python_roots],
+        commands=frozenset(security.trusted_commands),
         hosts=frozenset((*security.allowed_model_hosts, *filter(None, named))),
+        secrets=config.data_dir / SECRETS_FOLDER,
     )
+
+
+def _artifact_sources(config: Config) -> ArtifactSources:
     return ArtifactSources(
         config.data_dir / "blobs",
-        bounds=bounds,
-        base_dir=config.source_base,
+        bounds=_bounds(config),
+        base_dir=config.origin.base,
         size_limit_bytes=SOURCE_LIMIT_BYTES,
     )
 
@@ -329,19 +469,3 @@ def _device_sources(config: Config, pids: Callable[[], Iterable[int]]) -> list[D
         if choice.kind == DeclaredDevices.kind
     ]
     return [*(SelectedDevices(source, limits) for source in found if source.kind in kinds), DeclaredDevices(declared)]
-
-
-class _Configured:
-    """Registers the configured models once the catalogue is read."""
-
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
-
-    async def start(self) -> None:
-        await self._coordinator.configure()
-
-    async def drain(self) -> None:
-        return
-
-    async def stop(self) -> None:
-        return

@@ -101,7 +101,7 @@ def test_silero_tells_speech_from_noise(coordinator: Coordinator) -> None:
 
 def test_the_key_is_needed_everywhere_but_for_probes(coordinator: Coordinator) -> None:
     paths = coordinator.get("/openapi.json")["paths"]
-    open_paths = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}
+    open_paths = {"/livez", "/readyz", "/startupz", "/v2/health/live", "/v2/health/ready"}
     checked = 0
     for path, methods in paths.items():
         for method in methods:

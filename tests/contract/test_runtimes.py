@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
@@ -84,6 +85,12 @@ def _tiny(folder: Path) -> Launch:
     return Launch(model="llm@1", digest="d", runtime="transformers", path=path, options={"task": "chat"})
 
 
+def _command(_: Path) -> Launch:
+    command = [sys.executable, str(Path(__file__).parents[1] / "llama_server.py"), "{port}", "{path}", "{model}"]
+    options = {"command": command, "kinds": ["chat", "completion"]}
+    return Launch(model="llm@1", digest="d", runtime="command", path=str(smollm2_path()), options=options)
+
+
 ones = np.full(16, 1, "<i4")
 CASES = {
     "python": Case(
@@ -120,6 +127,15 @@ CASES = {
         bad=chat("Hi", temperature="hot"),
         other=tensors(x=ones),
         misspelt=("contxt", "context"),
+        suffix="",
+    ),
+    "command": Case(
+        launch=_command,
+        good=chat("Hi"),
+        check=_check_chat,
+        bad=chat("Hi", temperature="hot"),
+        other=tensors(x=ones),
+        misspelt=("comand", "command"),
         suffix="",
     ),
 }

@@ -417,7 +417,9 @@ class TestLife:
         assert await store.commit([Put("b", b"", ABSENT)]) == revision + 1
 
     async def test_a_closed_store_refuses(self, store: Store) -> None:
+        was_well = store.well
         await store.stop()
+        assert (was_well, store.well) == (True, False)
         for refused in (store.get("a"), store.list(""), store.commit([Put("a", b"", None)]), store.events(),
                         store.last_event_id(), store.take_seat("s", "me", 1), store.seats()):  # fmt: skip
             with pytest.raises(StoreUnavailable, match="start it"):

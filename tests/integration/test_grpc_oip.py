@@ -181,7 +181,8 @@ async def test_a_text_that_fails_says_so_and_the_stream_goes_on(grpc_stack: Grpc
     for _ in range(2):
         await stream.write(prompt().SerializeToString())
     await stream.done_writing()
-    once = [("one", False), (" two", False), ("the engine gave up", False)]
+    told = "the answer is incomplete, it broke off after 2 chunks: the engine gave up"
+    once = [("one", False), (" two", False), (told, False)]
     assert await texts(stream) == [*once, *once]
 
 

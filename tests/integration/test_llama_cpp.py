@@ -118,6 +118,32 @@ async def test_who_leaves_frees_the_slot_at_once(here: Host, streamed: bool) -> 
         await answer(link, completion("Hello", max_tokens=1))
 
 
+async def progress(link: WorkerLink, prompt: str) -> dict[str, int]:
+    """How much of a prompt the engine has, out of how much, when it begins to read it; who asked leaves then."""
+    stream = link.stream(completion(prompt, stream=True, return_progress=True))
+    try:
+        found: dict[str, int] = json.loads((await anext(stream))[0])["prompt_progress"]
+        return found
+    finally:
+        await stream.aclose()
+
+
+async def test_who_leaves_while_the_prompt_is_read_frees_the_slot(here: Host) -> None:
+    """The engine keeps what it has read: of a prompt that was given up it is a part."""
+    link = await loaded(here, slots=1, context=4096)
+    prompt = " ".join(f"{n}" for n in range(700))
+    before = await progress(link, prompt)
+    after = await progress(link, prompt)
+    assert (before["cache"], after["total"]) == (0, before["total"])
+    assert 0 < after["cache"] < after["total"] / 2
+
+
+async def test_nobody_is_told_of_progress_who_did_not_ask(here: Host) -> None:
+    link = await loaded(here, slots=1)
+    quiet = [chunk async for some in link.stream(completion("Once upon", stream=True)) for chunk in some]
+    assert not any(b"prompt_progress" in chunk for chunk in quiet)
+
+
 async def test_more_requests_than_slots_are_all_answered(here: Host) -> None:
     link = await loaded(here, slots=2)
     found = await asyncio.gather(*(answer(link, completion(f"{n}, {n + 1},", max_tokens=4)) for n in range(12)))

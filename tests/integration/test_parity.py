@@ -13,9 +13,13 @@ import pytest
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from moc.inference.admission import SAMPLES_MIN
 from moc.inference.request import Reply, Request
+from moc.inference.station import TrafficLimits
 from moc.kernel.errors import ERRORS, LoadFailed, MocError, WorkerLost, error_for
+from moc.models.alias import Alias
 from moc.models.model import ModelSpec
+from moc.resilience.breaker import BreakerLimits
 from moc.resilience.deadline import NEVER
 from moc.security.identity import Role
 from moc.security.key import KeyTerms
@@ -158,6 +162,15 @@ async def test_inference_is_answered_alike(house: House) -> None:
     assert await asked(house.askers, lambda asker: asker.older_text("echo", "Once")) == [" upon a time", 3]
 
 
+async def test_an_alias_is_a_model_to_every_protocol(house: House) -> None:
+    await house.stack.aliases.set("assistant", Alias(versions={"echo@1": 1}), actor="test", reason="Test")
+    told = await asked(house.askers, lambda asker: asker.tensors("assistant", VALUES))
+    assert (told["model"], told["outputs"][0]["name"]) == ("echo@1", "OUTPUT0")
+    assert await asked(house.askers, lambda asker: asker.chat("assistant")) == "one two"
+    assert await asked(house.askers, lambda asker: asker.pieces("assistant")) == ["one", " two"]
+    assert await asked(house.askers, lambda asker: asker.older_text("assistant", "Once")) == [" upon a time", 3]
+
+
 async def test_embeddings_are_refused_alike(house: House) -> None:
     found = await asked((house.rest, house.zmq), lambda asker: refusal(asker.embed("echo")))
     assert found[0] == "unimplemented"
@@ -290,20 +303,72 @@ async def test_who_asks_too_often_is_refused_alike(house: House) -> None:
     await busy
 
 
-async def test_a_full_queue_refuses_alike(house: House) -> None:
-    stack = house.stack
-    spec = ModelSpec(runtime="python", source="file:echo.py", ttl_s=0, max_concurrent=1, max_queue=0)
-    await stack.manager.add("busy", spec, actor="test")
-    await stack.manager.load("busy", NEVER, actor="test")
-    resident = stack.manager.find("busy")
-    assert resident is not None
-    link = stack.workers.links[resident.worker_id] = Talker(INFO)
+async def busy_model(house: House, *, max_queue: int = 16) -> tuple[Talker, str]:
+    """The model `busy`, which takes one request at a time: the line to its worker, and the worker."""
+    manager = house.stack.manager
+    spec = ModelSpec(runtime="python", source="file:echo.py", ttl_s=0, max_concurrent=1, max_queue=max_queue)
+    await manager.add("busy", spec, actor="test")
+    worker_id = (await manager.ensure_ready("busy", NEVER)).worker_id
+    link = house.stack.workers.links[worker_id] = Talker(INFO)
+    return link, worker_id
+
+
+async def at_work(house: House, link: Talker) -> "asyncio.Task[str]":
+    """A request that the model `busy` works on until its gate is opened."""
     link.gate.clear()
-    busy = asyncio.create_task(house.rest.chat("busy"))
+    link.began.clear()
+    asking = asyncio.create_task(house.rest.chat("busy"))
     await link.began.wait()
+    return asking
+
+
+async def test_a_full_queue_refuses_alike(house: House) -> None:
+    link, _ = await busy_model(house, max_queue=0)
+    working = await at_work(house, link)
     assert await refused(house, lambda asker: asker.chat("busy")) == "queue_full"
     link.gate.set()
-    await busy
+    await working
+
+
+async def test_terms_that_cannot_be_right_are_refused_alike(house: House) -> None:
+    for terms in ({"priority": 0}, {"priority": 11}, {"session": "s" * 300}):
+        assert await refused(house, lambda asker: asker.on(**terms).chat("echo")) == "invalid_request"  # noqa: B023
+
+
+async def test_who_waits_goes_in_by_priority_alike(house: House) -> None:
+    link, worker_id = await busy_model(house)
+    tasks: list[asyncio.Task[Any]] = [await at_work(house, link)]
+    for priority, asker in zip((9, 5, 1), house.askers, strict=True):
+        asking = asker.on(priority=priority, session="s", idempotency_key="k").older_text("busy", f"at {priority}")
+        tasks.append(asyncio.create_task(asking))
+        await eventually(lambda: house.stack.gateway.stations.waiting(worker_id) == len(tasks) - 1)
+    link.gate.set()
+    await asyncio.gather(*tasks)
+    prompts = [msgspec.json.decode(request.body)["prompt"] for request in link.given[1:]]
+    assert prompts == ["at 1", "at 5", "at 9"]
+
+
+async def test_a_deadline_passes_in_line_alike(house: House) -> None:
+    link, _ = await busy_model(house)
+    working = await at_work(house, link)
+    assert await refused(house, lambda asker: asker.on(deadline_ms=30).chat("busy")) == "deadline_exceeded"
+    link.gate.set()
+    await working
+
+
+async def test_a_deadline_that_cannot_be_met_is_refused_alike(house: House) -> None:
+    link, worker_id = await busy_model(house)
+    for _ in range(SAMPLES_MIN):
+        working = await at_work(house, link)
+        await asyncio.sleep(0.05)  # how long a request takes there
+        link.gate.set()
+        await working
+    working = await at_work(house, link)
+    waiting = [asyncio.create_task(house.rest.chat("busy")) for _ in range(8)]
+    await eventually(lambda: house.stack.gateway.stations.waiting(worker_id) == len(waiting))
+    assert await refused(house, lambda asker: asker.on(deadline_ms=20).chat("busy")) == "deadline_unreachable"
+    link.gate.set()
+    await asyncio.gather(working, *waiting)
 
 
 async def test_leases_are_refused_alike(house: House) -> None:
@@ -359,6 +424,7 @@ async def test_whatever_goes_wrong_is_told_alike(house: House, code: str) -> Non
     error: MocError = error_for(code, "it went wrong", {"sent": True})
     error.retry_after_s = 2.5 if STATUSES[code].retry else None
     house.link.fault = error
+    house.stack.gateway.adjust(TrafficLimits(breaker=BreakerLimits(failure_threshold=100)))
     found = []
     for asker in house.askers:
         for ask in (asker.chat, asker.pieces):

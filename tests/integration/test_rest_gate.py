@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from moc.transports.rest.limits import Limits
 from tests.rest_stack import RestStack, client, running
 
-PUBLIC = ["/livez", "/readyz", "/v2/health/live", "/v2/health/ready"]
+PUBLIC = ["/livez", "/readyz", "/startupz", "/v2/health/live", "/v2/health/ready"]
 PRIVATE = [
     "/health", "/metrics", "/docs", "/openapi.json", "/api/v1/models", "/api/v1/events", "/v1/models", "/v2",
     "/v2/models/echo", "/v2/models/echo/ready", "/nowhere", "/v1/nowhere", "/v2/nowhere", "/livez/", "//livez",

@@ -33,6 +33,7 @@ async def test_a_key_is_made_used_rotated_and_revoked(rest_stack: RestStack, res
         "expires_in_s": 60,
         "rate": "9/min",
         "max_concurrency": 2,
+        "weight": 2.5,
     }
     made = await rest_client.post("/api/v1/keys", json=wish)
     assert made.status_code == 201
@@ -43,7 +44,7 @@ async def test_a_key_is_made_used_rotated_and_revoked(rest_stack: RestStack, res
         assert (await owner.get("/v1/models")).status_code == 200
         shown = (await rest_client.get(path)).json()
         assert "token" not in shown
-        assert shown["last_used_at"] is not None
+        assert (shown["weight"], shown["last_used_at"] is not None) == (2.5, True)
         rotated = (await rest_client.post(f"{path}/rotate", json={"overlap_s": 60})).json()
         assert (await owner.get("/v1/models")).status_code == 200
         assert (await rest_client.post(f"{path}/rotate")).json()["overlap_until"] is None

@@ -150,7 +150,7 @@ async def test_events_are_listed(rest_client: httpx.AsyncClient) -> None:
     (event,) = first["events"]
     assert first["next"] == event["id"]
     rest = (await rest_client.get("/api/v1/events", params={"follow": "false", "after": first["next"]})).json()
-    assert [later["subject"] for later in rest["events"]] == ["declared:0", "echo@1"]
+    assert [later["subject"] for later in rest["events"]] == ["declared:0", "1", "echo@1"]
     assert all(later["id"] > event["id"] for later in rest["events"])
     assert rest["next"] is None
 
@@ -198,7 +198,7 @@ async def test_the_document_covers_every_route(rest_stack: RestStack, rest_clien
     assert len({operation["operationId"] for operation in described}) == len(described)
     assert all({"4XX", "5XX"} <= set(operation["responses"]) for operation in described)
     keyless = {path for path, methods in paths.items() for each in methods.values() if each.get("security") == []}
-    assert keyless == {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}
+    assert keyless == {"/livez", "/readyz", "/startupz", "/v2/health/live", "/v2/health/ready"}
     assert document["security"] == [{"bearer": []}, {"key": []}]
 
 

@@ -36,6 +36,7 @@ NEW_MODEL: Final = {"name": "new", "runtime": "python", "source": "file:nowhere.
 NEEDS: Final[Mapping[str, Operation | None]] = {
     "GET /livez": None,
     "GET /readyz": None,
+    "GET /startupz": None,
     "GET /health": None,
     "GET /metrics": Operation.READ_SYSTEM,
     "GET /api/v1/models": Operation.READ_MODELS,
@@ -52,6 +53,18 @@ NEEDS: Final[Mapping[str, Operation | None]] = {
     "POST /api/v1/models/{name}/versions/{version}/load": Operation.CHANGE_MODELS,
     "POST /api/v1/models/{reference}/unload": Operation.CHANGE_MODELS,
     "POST /api/v1/models/{name}/versions/{version}/unload": Operation.CHANGE_MODELS,
+    "GET /api/v1/aliases": Operation.READ_MODELS,
+    "POST /api/v1/aliases": Operation.CHANGE_MODELS,
+    "GET /api/v1/aliases/{name}": Operation.READ_MODELS,
+    "PUT /api/v1/aliases/{name}": Operation.CHANGE_MODELS,
+    "PATCH /api/v1/aliases/{name}": Operation.CHANGE_MODELS,
+    "DELETE /api/v1/aliases/{name}": Operation.CHANGE_MODELS,
+    "GET /api/v1/aliases/{name}/history": Operation.READ_MODELS,
+    "POST /api/v1/aliases/{name}/rollback": Operation.CHANGE_MODELS,
+    "GET /api/v1/rollouts": Operation.READ_MODELS,
+    "POST /api/v1/rollouts": Operation.CHANGE_MODELS,
+    "GET /api/v1/rollouts/{rollout}": Operation.READ_MODELS,
+    "PATCH /api/v1/rollouts/{rollout}": Operation.CHANGE_MODELS,
     "GET /api/v1/devices": Operation.READ_DEVICES,
     "GET /api/v1/devices/{device_id}": Operation.READ_DEVICES,
     "PATCH /api/v1/devices/{device_id}": Operation.CHANGE_DEVICES,
@@ -65,6 +78,11 @@ NEEDS: Final[Mapping[str, Operation | None]] = {
     "GET /api/v1/keys/{key_id}": Operation.READ_KEYS,
     "DELETE /api/v1/keys/{key_id}": Operation.CHANGE_KEYS,
     "POST /api/v1/keys/{key_id}/rotate": Operation.CHANGE_KEYS,
+    "GET /api/v1/config": Operation.READ_CONFIG,
+    "PUT /api/v1/config": Operation.CHANGE_CONFIG,
+    "POST /api/v1/config/diff": Operation.READ_CONFIG,
+    "GET /api/v1/config/history": Operation.READ_CONFIG,
+    "POST /api/v1/config/rollback": Operation.CHANGE_CONFIG,
     "GET /api/v1/audit": Operation.READ_AUDIT,
     "GET /api/v1/audit/verify": Operation.READ_AUDIT,
     "GET /api/v1/workers": Operation.READ_SYSTEM,
@@ -115,7 +133,16 @@ BODIES: Final[dict[str, Any]] = {
     "POST /api/v1/leases": {"bytes": 1},
     "POST /api/v1/leases/{lease_id}/renew": {"token": "1.1"},
     "POST /api/v1/keys": {"role": "viewer"},
+    "PUT /api/v1/config": {"text": "unknown: 1"},
+    "POST /api/v1/config/diff": {"text": "unknown: 1"},
+    "POST /api/v1/config/rollback": {"revision": 99},
     "PATCH /api/v1/devices/{device_id}": {"state": "online"},
+    "POST /api/v1/aliases": {"name": "new", "versions": {"nobody": 1}},
+    "PUT /api/v1/aliases/{name}": {"versions": {"nobody": 1}},
+    "PATCH /api/v1/aliases/{name}": {"versions": {"nobody": 1}},
+    "POST /api/v1/aliases/{name}/rollback": {},
+    "POST /api/v1/rollouts": {"alias": "nobody", "to": "nobody@1"},
+    "PATCH /api/v1/rollouts/{rollout}": {"state": "aborted"},
     "POST /models": {"model_name": "nobody"},
     "POST /inference": {"model": "nobody", "prompt": "x"},
     "POST /v1/messages": {"model": "nobody", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]},
@@ -273,7 +300,15 @@ class Rest:
 
     needs = NEEDS
     lists = frozenset(
-        {"GET /api/v1/models", "GET /models", "GET /v1/models", "GET /v2/models/stats", "POST /v2/repository/index"}
+        {
+            "GET /api/v1/aliases",
+            "GET /api/v1/rollouts",
+            "GET /api/v1/models",
+            "GET /models",
+            "GET /v1/models",
+            "GET /v2/models/stats",
+            "POST /v2/repository/index",
+        }
     )
 
     def __init__(self, stack: RestStack, client: httpx.AsyncClient) -> None:
@@ -289,10 +324,10 @@ class Rest:
     async def ask(self, key: str, door: str) -> str:
         method, _, path = door.partition(" ")
         path = path.replace("{version}", "1").replace("{device_id}", "nowhere")
-        for name in ("model", "reference", "name", "lease_id", "key_id", "worker_id"):
+        for name in ("model", "reference", "name", "rollout", "lease_id", "key_id", "worker_id"):
             path = path.replace(f"{{{name}}}", "nobody")
         query = {"follow": "false"} if path.endswith("/events") else {"token": "1.1"} if method == "DELETE" else {}
-        body = BODIES.get(door, {**NOBODY, **TENSORS}) if method in ("POST", "PATCH") else None
+        body = BODIES.get(door, {**NOBODY, **TENSORS}) if method in ("POST", "PUT", "PATCH") else None
         if path.endswith(("/load", "/unload", "/rotate", "/index")):
             body = {}
         sent: dict[str, Any] = {"json": body}

@@ -155,8 +155,10 @@ class TestTrouble:
                 other.execute("BEGIN IMMEDIATE")
                 with pytest.raises(StoreUnavailable, match="another process kept it locked"):
                     await store.commit([Put("a", b"2", revision)])
+                assert not store.well
                 other.execute("ROLLBACK")
             await store.commit([Put("a", b"3", revision)])
+            assert store.well
 
     async def test_a_reader_does_not_wait_for_a_writer(self, path: Path) -> None:
         async with opened(path, busy_timeout_s=60) as store:

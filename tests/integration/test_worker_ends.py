@@ -3,19 +3,24 @@
 import asyncio
 import os
 import signal
+import struct
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
 
-from moc.inference.request import Request
+from moc.inference.request import Info, Request
 from moc.kernel.errors import (
     LoadFailed,
     NotLeader,
     WorkerLost,
 )
+from moc.workers.heartbeat import Patience
+from moc.workers.link import WorkerLink
 from moc.workers.local import LocalWorkers
+from moc.workers.wire import Frames, Hello
 from tests.hosted import (
     Host,
     arrays,
@@ -231,3 +236,134 @@ async def test_a_number_that_another_process_has_now_is_not_killed(here: Host, w
         bystander.kill()
         await bystander.wait()
     assert not is_there(worker)
+
+
+# falling silent
+
+BUSY = """
+import time
+class Model:
+    async def chat(self, request):
+        end = time.monotonic() + request["s"]
+        while time.monotonic() < end: pass
+        return {}
+"""
+PATIENCE = Patience(unresponsive_after_s=0.5, hung_after_s=1.0)
+
+
+@pytest.fixture
+async def impatient(here: Host) -> LocalWorkers:
+    here.patience = PATIENCE
+    return await here.coordinator()
+
+
+async def test_a_suspended_worker_is_not_responsive_and_is_again_when_it_goes_on(
+    here: Host, workers: LocalWorkers
+) -> None:
+    worker = await start(workers, example("identity"))
+    link = link_to(workers, worker)
+    os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        await eventually(lambda: not link.responsive)
+        assert link.alive
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)
+    await eventually(lambda: link.responsive)
+    assert workers.workers() == [worker]
+    async for event in here.store.follow(after=0):
+        if event.kind == "worker.responsive":
+            break
+    assert await kinds(here) == ["worker.starting", "worker.ready", "worker.unresponsive", "worker.responsive"]
+    assert arrays(await link.infer(tensors(INPUT0=np.ones((1, 8), "f4"))))["OUTPUT0"].shape == (1, 8)
+
+
+async def test_a_hung_worker_is_killed_with_its_requests_and_then_told_as_lost(
+    here: Host, impatient: LocalWorkers, tmp_path: Path
+) -> None:
+    launch, notes = noting(tmp_path, WAITS)
+    worker = await start(impatient, launch)
+    lost = lost_workers(impatient)
+    asked = asyncio.create_task(link_to(impatient, worker).infer(NOTHING))
+    await eventually(lambda: reads(notes, "running"))
+    os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(WorkerLost) as caught:
+        await asked
+    assert caught.value.sent
+    told, why = await lost.get()
+    assert (told.id, why) == (worker.id, "gave no sign of life")
+    assert not psutil.pid_exists(worker.pid)
+    await eventually(lambda: not is_there(worker))
+
+
+async def test_a_worker_at_work_that_says_nothing_is_not_taken_for_hung(
+    impatient: LocalWorkers, tmp_path: Path
+) -> None:
+    worker = await start(impatient, written(tmp_path, BUSY))
+    link = link_to(impatient, worker)
+    asked = asyncio.create_task(link.infer(Request("chat", b'{"s": 2.5}')))
+    await eventually(lambda: not link.responsive)
+    assert bytes((await asked).body) == b"{}"
+    assert link.responsive
+    assert impatient.workers() == [worker]
+
+
+async def test_a_worker_that_works_silently_for_far_too_long_is_replaced(
+    impatient: LocalWorkers, tmp_path: Path
+) -> None:
+    worker = await start(impatient, written(tmp_path, BUSY))
+    lost = lost_workers(impatient)
+    with pytest.raises(WorkerLost):
+        await link_to(impatient, worker).infer(Request("chat", b'{"s": 1000}'))
+    assert (await lost.get())[0].id == worker.id
+
+
+async def test_a_worker_may_be_replaced_on_demand(here: Host, workers: LocalWorkers) -> None:
+    worker = await start(workers, example("identity"))
+    lost = lost_workers(workers)
+    workers.replace_worker(worker.id, why="its canary failed")
+    workers.replace_worker(worker.id, why="again")
+    assert await lost.get() == (worker, "its canary failed")
+    assert lost.empty()
+    workers.replace_worker(worker.id, why="gone already")
+    await eventually(lambda: not is_there(worker))
+
+
+class OldWorker(asyncio.Protocol):
+    """A worker of before there were pings, which breaks off when it is sent one."""
+
+    def __init__(self, met: "asyncio.Future[list[str]]") -> None:
+        self._met = met
+        self._frames = Frames()
+        self._heard: list[str] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        for message, _ in self._frames.feed(data):
+            self._heard.append(type(message).__name__)
+            if isinstance(message, Hello):
+                header = msgspec.msgpack.encode([1, message.term, Info(("chat",), "old")])
+                self._transport.write(struct.pack("<II", len(header), 0) + header)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._met.set_result(self._heard)
+
+
+async def test_an_older_worker_that_knows_no_ping_is_not_sent_one_and_not_taken_for_hung(here: Host) -> None:
+    loop = asyncio.get_running_loop()
+    met: asyncio.Future[list[str]] = loop.create_future()
+    here.run_dir.mkdir(parents=True, exist_ok=True)
+    path = str(here.run_dir.parent / "old.sock")
+    server = await loop.create_unix_server(lambda: OldWorker(met), path)
+    async with server:
+        link = await WorkerLink.connect("wrk-old", path, Hello("", 1, ""), lambda _: None)
+        assert link.is_loaded
+        for _ in range(10):
+            link.beat(60.0, unresponsive_after_s=1.0)
+        assert (link.responsive, link.silent_s) == (True, 0.0)
+        link.stop()
+        link.close()
+        assert await met == ["Hello", "Stop"]
+    os.unlink(path)

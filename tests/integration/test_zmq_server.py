@@ -18,6 +18,7 @@ from moc.inference.request import Request
 from moc.kernel.errors import Conflict
 from moc.transports.zmq.limits import Limits
 from moc.transports.zmq.server import ZmqServer
+from tests.hosted import eventually
 from tests.rest_stack import INFO, EchoLink, RestStack
 from tests.zmq_peer import SOON, Peer, peers, serving
 
@@ -114,6 +115,24 @@ async def test_who_left_is_noticed_and_its_work_is_ended(rest_stack: RestStack) 
             assert len((await peer.receive())["chunk"]) == 100_000
             peer.close()
             await link.idle()
+    assert link.cancelled == 1
+
+
+async def test_who_left_is_missed_though_there_is_nothing_to_tell(rest_stack: RestStack) -> None:
+    link = await rest_stack.load()
+    link.gate.clear()
+    async with serving(rest_stack, limits=Limits(look_s=0.01)) as server:
+        with peers(server.url, rest_stack.key) as dial:
+            peer, other = dial.dealer(), dial.dealer()
+            await peer.send(action="chat", payload=CHAT)
+            await link.began.wait()
+            link.began.clear()
+            await other.send(action="chat", payload=CHAT)
+            await link.began.wait()
+            peer.close()
+            await eventually(lambda: link.cancelled == 1)
+            link.gate.set()
+            assert (await other.receive())["success"]
     assert link.cancelled == 1
 
 

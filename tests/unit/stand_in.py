@@ -84,7 +84,7 @@ def model(name: str, version: int = 1, **changes: Any) -> dict[str, Any]:
         "group": "", "min_residency_s": None, "preload": False, "pin": False, "ttl_s": 300.0, "priority": 5,
         "max_concurrent": 64, "max_queue": 256, "created_at": "2026-01-01T00:00:00Z",
         "changed_at": "2026-01-01T00:00:00Z", "artifact": None, "load_s": 0.0, "info": {}, "adopted": False,
-        "worker": None, **changes,
+        "worker": None, "problem": "", "batching": None, "canary": None, "cost": 0.0, "circuit": "closed", **changes,
     }  # fmt: skip
 
 

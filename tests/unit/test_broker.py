@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from moc.gpu.broker import Broker, Grant
-from moc.gpu.eviction import Plan, Policy, Refusal, Tenant
+from moc.gpu.eviction import Order, Plan, Policy, Refusal, Tenant
 from moc.gpu.ledger import Charge, Demand
 from moc.gpu.monitor import DeviceMonitor
+from moc.gpu.pressure import Pressure
 from moc.kernel.clock import SystemClock
 from moc.kernel.errors import NoCapacity
 from moc.resilience.deadline import NEVER, Deadline
@@ -123,6 +124,26 @@ async def test_a_holder_that_grew_is_charged_what_it_holds(host: Host) -> None:
     host.broker.observe("model:a", 200 * MIB, device="declared:0")
     host.broker.observe("model:b", 10 * MIB, device="declared:0")
     assert host.broker.charges() == [Charge(holder="model:a", device="declared:0", bytes=350 * MIB)]
+
+
+async def test_how_much_is_given_away_and_who_leaves_for_it_may_change_meanwhile(host: Host) -> None:
+    await host.load("costly", 400, reload_s=1000, uses=1000, last_used_at=1)
+    await host.load("recent", 400, last_used_at=2)
+    host.broker.adjust(soft_limit_pct=95, policy=Policy(order=Order.LRU, min_residency_s=0))
+    await host.broker.reserve(demand("next", 550), NEVER)
+    assert host.models.left == ["model:costly"]
+
+
+async def test_pressure_goes_by_another_threshold_at_once(host: Host) -> None:
+    await host.load("a", 500)
+    pressure = Pressure(host.broker, interval_s=3600, threshold_pct=90)
+    await pressure.start()
+    pressure.adjust(interval_s=0.01, threshold_pct=40)
+    async with asyncio.timeout(10):
+        async for event in host.store.follow(after=0):
+            if event.kind == "model.evicted":
+                break
+    await pressure.stop()
 
 
 async def test_one_leaves_so_that_another_fits_and_the_log_says_why(host: Host) -> None:

@@ -84,7 +84,7 @@ def test_version_and_help(run: Run) -> None:
     [
         (["models", "lost"], "No such command 'lost'"),
         (["models", "show"], "Missing argument"),
-        (["models", "add", "x", "--runtime", "onnx"], "Missing option '--source'"),
+        (["models", "add", "x", "--source", "file:x"], "Missing option '--runtime'"),
         (["models", "add", "x", "--runtime", "onnx", "--source", "file:x", "--memory", "much"], "not a size"),
         (["models", "add", "x", "--runtime", "onnx", "--source", "file:x", "--option", "slots"], "not KEY=VALUE"),
         (["models", "add", "x", "--runtime", "onnx", "--source", "file:x", "--option", "a=[1"], "not YAML"),
@@ -98,6 +98,8 @@ def test_version_and_help(run: Run) -> None:
         (["infer", "add", "--input", "a=[1]", "--dtype", "a=INT7"], "'INT7' is none of"),
         (["infer", "add", "--input", 'a=["x"]'], "INT32 is due"),
         (["chat", "echo", "-f", "missing.txt"], "cannot read missing.txt"),
+        (["chat", "echo", "hi", "--deadline", "soon"], "not a duration"),
+        (["chat", "echo", "hi", "--priority", "11"], "less than or equal to 10"),
         (["chat", "echo", "  "], "the prompt is empty"),
         (["events", "--limit", "0"], "greater than or equal to 1"),
         (["--url", "http://127.0.0.1:1", "serve"], "behind serve"),
@@ -287,8 +289,11 @@ def test_events_follow_prints_lines_until_the_coordinator_ends(run: Run) -> None
 def test_chat_streams_and_takes_a_file(run: Run, stand_in: StandIn, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text("the file\n")
-    ran = run("chat", "echo", "Sum up:", "-f", str(file), "--system", "Be brief.", "--temperature", "0")
+    terms = ("--deadline", "1m", "--priority", "2", "--session", "ann")
+    ran = run("chat", "echo", "Sum up:", "-f", str(file), "--system", "Be brief.", "--temperature", "0", *terms)
     assert (ran.code, ran.out) == (0, "you said\u2028\x1b[2JSum up:\n\nthe file\n")
+    given = stand_in.requests[-1][2]
+    assert [given[f"x-moc-{term}"] for term in ("deadline-ms", "priority", "session")] == ["60000", "2", "ann"]
     asked = stand_in.last("/v1/chat/completions")[1]
     assert asked["messages"] == [
         {"role": "system", "content": "Be brief."},

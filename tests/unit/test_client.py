@@ -276,8 +276,16 @@ def test_infer_sends_and_returns_arrays(client: Client, stand_in: StandIn) -> No
     assert client.infer("add@1", {"a": ones, "b": ones * 2})["sum"].tolist() == [3] * 16
     assert stand_in.requests[-1][1] == "/v2/models/add/versions/1/infer"
     assert client.metadata("add")["inputs"][0]["shape"] == [16]
+    client.infer("add", {"a": ones, "b": ones}, deadline_s=2, priority=3, session="ann")
+    assert terms_in(stand_in) == {"x-moc-deadline-ms": "2000", "x-moc-priority": "3", "x-moc-session": "ann"}
     with pytest.raises(NotFound, match="no model 'nothing'"):
         client.metadata("nothing")
+
+
+def terms_in(stand_in: StandIn) -> dict[str, str]:
+    """How the last request was to be served."""
+    names = ("x-moc-deadline-ms", "x-moc-priority", "x-moc-session")
+    return {name: stand_in.requests[-1][2][name] for name in names if name in stand_in.requests[-1][2]}
 
 
 async def test_the_awaited_client_does_the_same(stand_in: StandIn, nobody: str) -> None:
@@ -285,6 +293,10 @@ async def test_the_awaited_client_does_the_same(stand_in: StandIn, nobody: str) 
         assert await client.ready()
         assert (await client.models.load("echo", deadline_s=2))["state"] == "ready"
         assert stand_in.requests[-1][2]["x-moc-deadline-ms"] == "2000"
+        await client.chat("echo", "hello", priority=1, session="ann")
+        assert terms_in(stand_in) == {"x-moc-priority": "1", "x-moc-session": "ann"}
+        await client.chat("echo", "hello")
+        assert terms_in(stand_in) == {}
         with pytest.raises(NoCapacity, match="native no"):
             await client.models.show("native")
         async with await client.chat("echo", "hello", stream=True) as stream:

@@ -260,6 +260,12 @@ async def test_it_goes_on_reading_by_itself() -> None:
         await bench.store.stop()
 
 
+async def test_another_interval_counts_at_once(bench: Bench) -> None:
+    bench.card.error = RuntimeError("gone")
+    bench.monitor.adjust(poll_interval_s=0.01)
+    assert (await bench.awaited("device.lost")).subject == "cuda:0"
+
+
 async def test_stopping_ends_the_threads_and_closes_the_sources(bench: Bench) -> None:
     await bench.monitor.stop()
     await bench.monitor.stop()

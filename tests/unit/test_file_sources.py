@@ -140,6 +140,43 @@ def test_code_is_only_taken_from_folders_that_are_trusted(tmp_path: Path, root: 
             sources.check(spec(source, runtime="python"), trusted=False)
 
 
+def test_a_program_is_only_started_for_others_when_it_is_trusted(tmp_path: Path, root: Path) -> None:
+    (root / "m.gguf").write_bytes(b"weights")
+    bounds = Bounds(roots=[root], commands=frozenset({"llama-server", "/opt/vllm/bin/vllm"}))
+    sources = ArtifactSources(tmp_path / "blobs", bounds=bounds, base_dir=root, size_limit_bytes=1024)
+
+    def command(*words: object, source: str = "", **more: object) -> ModelSpec:
+        return spec(source, runtime="command", options={"command": list(words), **more})
+
+    sources.check(command("llama-server", "-m", "{path}", source="file:m.gguf"), trusted=False)
+    sources.check(command("/opt/vllm/bin/vllm", "serve"), trusted=False)
+    refused = [
+        command("/usr/bin/llama-server"),
+        command("vllm"),
+        command("sh", "-c", "llama-server"),
+        command("{path}", source="file:m.gguf"),
+        command(["llama-server"]),
+        command(),
+        spec("", runtime="command", options={"command": "llama-server"}),
+        spec("", runtime="command"),
+    ]
+    for each in refused:
+        with pytest.raises(InvalidRequest, match="trusted_commands"):
+            sources.check(each, trusted=False)
+        sources.check(each, trusted=True)
+    with pytest.raises(InvalidRequest, match="no `env`"):
+        sources.check(command("llama-server", env={"LD_PRELOAD": "/tmp/x.so"}), trusted=False)
+    with pytest.raises(InvalidRequest, match="allowed_model_roots"):
+        sources.check(command("llama-server", source="file:../secret"), trusted=False)
+
+
+async def test_a_model_without_files_is_there_at_once_and_stays_what_it_is(sources: ArtifactSources) -> None:
+    artifact = await sources.fetch(spec("", runtime="command"), lambda *_: None)
+    assert (artifact.path, artifact.size_bytes) == ("", 0)
+    await sources.verify(artifact)
+    await sources.discard(artifact)
+
+
 def test_files_that_options_name_lie_within_the_roots_too(sources: ArtifactSources, root: Path, tmp_path: Path) -> None:
     for path in (root / "m.gguf", root / "adapter.gguf", tmp_path / "secret.gguf"):
         path.write_bytes(b"weights")

@@ -14,6 +14,7 @@ from moc.inference.request import Reply, Tensor
 from moc.kernel.errors import InvalidRequest, Unimplemented
 from moc.transports.grpc.oip_message import parameters_of, parse, render
 from moc.transports.grpc.stubs.inference.grpc_service_pb2 import ModelInferRequest
+from moc.transports.oip.request import Haste
 
 FLOATS = struct.pack("<2f", 1.0, 2.5)
 CONTENTS = {
@@ -122,15 +123,16 @@ def test_typed_and_raw_do_not_mix() -> None:
         parse(message)
 
 
-def test_parameters_reach_the_engine_except_the_one_that_is_for_us() -> None:
+def test_parameters_reach_the_engine_except_those_that_are_for_us() -> None:
     message = raw(("x", "FP32", [2], FLOATS))
     message.parameters["timeout"].int64_param = 1_500_000
+    message.parameters["priority"].int64_param = 0
     message.parameters["beam"].int64_param = 4
     message.parameters["style"].string_param = "plain"
     message.parameters["heat"].double_param = 0.5
     message.parameters["none"].SetInParent()
     wanted = parse(message)
-    assert wanted.timeout_s == 1.5
+    assert wanted.haste == Haste(1.5, None)
     assert wanted.request.parameters == {"beam": 4, "style": "plain", "heat": 0.5, "none": None}
 
 

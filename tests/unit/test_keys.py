@@ -110,10 +110,11 @@ async def test_an_admin_key_is_made_when_none_is_good_any_more(door: Door) -> No
 
 
 async def test_a_key_is_known_with_all_it_is_good_for(door: Door) -> None:
-    token, key = await door.make(Role.INFERENCE, name="ci", models=("a", "b-*"), rate=Rate(5, 60), max_concurrency=2)
+    limits: dict[str, Any] = {"rate": Rate(5, 60), "max_concurrency": 2, "weight": 2.5}
+    token, key = await door.make(Role.INFERENCE, name="ci", models=("a", "b-*"), **limits)
     identity = door.who(token)
     assert (identity.key_id, identity.name, identity.role) == (key.id, "ci", Role.INFERENCE)
-    assert identity.models == ("a", "b-*")
+    assert (identity.models, identity.weight) == (("a", "b-*"), 2.5)
     for _ in range(5):
         identity.quota.spend()
     with pytest.raises(RateLimited) as refused:
@@ -356,6 +357,9 @@ async def test_keys_that_ended_long_ago_are_forgotten(door: Door) -> None:
         {"expires_in_s": 1e12},
         {"expires_in_s": float("nan")},
         {"max_concurrency": 0},
+        {"weight": 0.0},
+        {"weight": 101.0},
+        {"weight": float("nan")},
         {"curve_public": "short"},
         {"curve_public": "\\" * 40},
     ],

@@ -1,69 +1,23 @@
-"""The model manager against fakes: single flight, draining, crashes, back-off, adoption."""
+"""The model manager against fakes: single flight, draining, crashes, failing loads, adoption."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
 from moc.kernel.clock import SystemClock
-from moc.kernel.errors import Conflict, DeadlineExceeded, LoadFailed, NoCapacity, NotFound, QueueFull
+from moc.kernel.errors import CircuitOpen, Conflict, DeadlineExceeded, LoadFailed, NoCapacity, NotFound, QueueFull
 from moc.models.catalogue import Catalogue
-from moc.models.footprints import Footprints
-from moc.models.manager import ModelManager
 from moc.models.model import MOVES, ModelSpec, State, digest_of, parse_reference
 from moc.models.ports import Launch, Worker
 from moc.models.slot import Limits
+from moc.resilience.breaker import BreakerLimits
 from moc.resilience.deadline import NEVER, Deadline
 from moc.store.memory import MemoryStore
-from moc.testing.seat import FakeSeat
-from moc.testing.workers import FakeMemory, FakeSources, FakeWorkers
+from moc.testing.workers import FakeWorkers
+from tests.house import NEWER, SPEC, House, turn
 
-SPEC = ModelSpec(runtime="python", source="file:a.py", ttl_s=0)
-FAST = Limits(backoff_s=0.01, backoff_max_s=0.02, restarts_max=2, drain_timeout_s=5)
-
-
-class House:
-    """A manager with everything it needs, over one store."""
-
-    def __init__(self, store: MemoryStore, limits: Limits = FAST, workers: FakeWorkers | None = None) -> None:
-        self.store = store
-        self.seat = FakeSeat(store)
-        self.workers = workers or FakeWorkers()
-        self.sources = FakeSources()
-        self.memory = FakeMemory()
-        self.loads: list[tuple[str, float]] = []
-        self.catalogue = Catalogue(store=store, seat=self.seat, clock=SystemClock())
-        self.footprints = Footprints(store=store, clock=SystemClock())
-        self.manager = ModelManager(
-            catalogue=self.catalogue,
-            workers=self.workers,
-            sources=self.sources,
-            footprints=self.footprints,
-            memory=self.memory,
-            limits=limits,
-            on_loaded=lambda reference, seconds: self.loads.append((reference, seconds)),
-        )
-
-    async def start(self) -> "House":
-        await self.seat.start()
-        await self.catalogue.start()
-        await self.manager.start()
-        return self
-
-    async def add(self, name: str = "a", spec: ModelSpec = SPEC) -> None:
-        await self.manager.add(name, spec, actor="test")
-
-    def state(self, reference: str = "a") -> State:
-        return self.catalogue.entry(reference).status.state
-
-    async def until(self, *kinds: str) -> None:
-        """Wait until an event of each kind has happened."""
-        missing = set(kinds)
-        async with asyncio.timeout(10):
-            async for event in self.store.follow(after=0):
-                missing.discard(event.kind)
-                if not missing:
-                    return
+EAGER = Limits(breaker=BreakerLimits(failure_threshold=1, reset_timeout_s=0))
 
 
 @pytest.fixture
@@ -74,13 +28,6 @@ async def house() -> AsyncIterator[House]:
     yield house
     await house.manager.stop()
     await store.stop()
-
-
-async def turn(condition: Callable[[], bool]) -> None:
-    """Let the loop turn until `condition`."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
-            await asyncio.sleep(0)
 
 
 async def test_fifty_callers_start_one_worker(house: House) -> None:
@@ -117,15 +64,65 @@ async def test_beside_the_one_it_is_loaded_for_only_a_queue_waits(house: House) 
 async def test_a_failed_load_says_why_and_is_not_hammered(house: House) -> None:
     await house.add()
     house.workers.error = LoadFailed("no such tensor", reason="load_failed")
-    for _ in range(5):
+    for _ in range(3):
         with pytest.raises(LoadFailed, match="no such tensor"):
             await house.manager.ensure_ready("a", NEVER)
-    assert house.workers.starts == 1
+    for _ in range(5):
+        with pytest.raises(CircuitOpen, match="no such tensor") as refusal:
+            await house.manager.ensure_ready("a", NEVER)
+        assert refusal.value.details["reason"] == "load_failed"
+        assert 0 < (refusal.value.retry_after_s or 0) <= 60
+    assert house.workers.starts == 3
     assert house.state() is State.FAILED
     assert house.catalogue.entry("a").status.message == "no such tensor"
     house.workers.error = None
     await house.manager.load("a", NEVER, actor="test")
     assert house.state() is State.READY
+
+
+async def test_after_a_while_one_request_tries_what_kept_failing() -> None:
+    store = MemoryStore()
+    await store.start()
+    house = await House(store, EAGER).start()
+    await house.add()
+    house.workers.error = LoadFailed("no such tensor", reason="load_failed")
+    for _ in range(2):
+        with pytest.raises(LoadFailed):
+            await house.manager.ensure_ready("a", NEVER)
+    house.workers.gate.clear()
+    trying = [asyncio.create_task(house.manager.ensure_ready("a", NEVER)) for _ in range(3)]
+    await turn(lambda: house.workers.starts == 3)
+    house.workers.error = None
+    house.workers.gate.set()
+    assert len({resident.worker_id for resident in await asyncio.gather(*trying)}) == 1
+    await house.manager.unload("a", NEVER, actor="test")
+    await house.manager.ensure_ready("a", NEVER)
+    await house.manager.stop()
+    await store.stop()
+
+
+async def test_a_load_that_was_stopped_or_had_no_room_tells_nothing_of_the_model() -> None:
+    store = MemoryStore()
+    await store.start()
+    house = await House(store, EAGER).start()
+    await house.add()
+    house.workers.error = LoadFailed("no such tensor", reason="load_failed")
+    with pytest.raises(LoadFailed):
+        await house.manager.ensure_ready("a", NEVER)
+    house.memory.error = NoCapacity("it does not fit", details={"evicted": ()})
+    with pytest.raises(NoCapacity):
+        await house.manager.ensure_ready("a", NEVER)
+    house.memory.error = house.workers.error = None
+    house.workers.gate.clear()
+    loading = asyncio.create_task(house.manager.ensure_ready("a", NEVER))
+    await turn(lambda: house.workers.starts == 2)
+    await house.manager.unload("a", NEVER, actor="test")
+    with pytest.raises(Conflict):
+        await loading
+    house.workers.gate.set()
+    await house.manager.ensure_ready("a", NEVER)
+    await house.manager.stop()
+    await store.stop()
 
 
 async def test_unload_waits_for_the_requests_that_run(house: House) -> None:
@@ -195,18 +192,18 @@ async def test_an_idle_model_is_unloaded_and_a_pinned_one_is_not(house: House) -
 async def test_a_crashed_worker_comes_back_until_it_crashes_too_often(house: House) -> None:
     await house.add()
     await house.manager.ensure_ready("a", NEVER)
-    for crashes in range(1, FAST.restarts_max + 2):
+    for crashes in range(1, 4):
         resident = house.manager.find("a")
         assert resident is not None
         house.workers.crash(resident.worker_id)
         assert house.manager.find("a") is None
-        if crashes <= FAST.restarts_max:
+        if crashes < 3:
             await turn(lambda: house.manager.find("a") is not None)
     await turn(lambda: house.state() is State.FAILED)
-    assert house.workers.starts == FAST.restarts_max + 1
-    with pytest.raises(LoadFailed) as failure:
+    assert house.workers.starts == 3
+    with pytest.raises(CircuitOpen, match="killed by signal 9") as failure:
         await house.manager.ensure_ready("a", NEVER)
-    assert failure.value.reason == "runtime_unhealthy"
+    assert failure.value.details["reason"] == "runtime_unhealthy"
 
 
 async def test_a_worker_that_dies_before_it_is_announced_is_replaced(house: House) -> None:
@@ -295,19 +292,26 @@ async def test_no_room_is_said_and_tried_again_at_the_next_request(house: House)
     await house.manager.ensure_ready("a", NEVER)
 
 
-async def test_who_made_room_for_a_load_that_failed_comes_back(house: House) -> None:
+async def test_who_made_room_for_a_load_that_failed_comes_back() -> None:
+    class Picky(FakeWorkers):
+        async def start_worker(self, launch: Launch, deadline: Deadline) -> Worker:
+            self.error = LoadFailed("no such tensor", reason="load_failed") if launch.model == "new@1" else None
+            return await super().start_worker(launch, deadline)
+
+    store = MemoryStore()
+    await store.start()
+    house = await House(store, workers=Picky()).start()
     await house.add("old")
-    await house.add("new", ModelSpec(runtime="python", source="file:b.py"))
+    await house.add("new", NEWER)
     await house.manager.ensure_ready("old", NEVER)
     await house.manager.evict("old@1", reason="Evicted", message="for new@1")
     house.memory.evicting = ("old@1",)
-    house.workers.error = LoadFailed("no such tensor", reason="load_failed")
-    loading = asyncio.create_task(house.manager.ensure_ready("new", NEVER))
     with pytest.raises(LoadFailed):
-        await loading
-    house.memory.evicting, house.workers.error = (), None
+        await house.manager.ensure_ready("new", NEVER)
     await turn(lambda: house.manager.find("old") is not None)
     assert house.catalogue.entry("old").status.reason == "Restored"
+    await house.manager.stop()
+    await store.stop()
 
 
 async def test_versions_are_immutable_and_their_numbers_never_come_back(house: House) -> None:
@@ -323,18 +327,6 @@ async def test_versions_are_immutable_and_their_numbers_never_come_back(house: H
     assert house.catalogue.entry("a").version.version == 3
     with pytest.raises(NotFound):
         house.catalogue.entry("a@2")
-
-
-async def test_a_name_means_its_newest_version(house: House) -> None:
-    await house.add()
-    old = await house.manager.ensure_ready("a", NEVER)
-    await house.add(spec=ModelSpec(runtime="python", source="file:b.py"))
-    assert house.manager.find("a") is None
-    assert house.manager.find("a@1") is old
-    new = await house.manager.ensure_ready("a", NEVER)
-    assert new.reference == "a@2"
-    await house.manager.remove("a@2", actor="test")
-    assert house.manager.find("a") is old
 
 
 async def test_removing_discards_files_nothing_else_uses(house: House) -> None:

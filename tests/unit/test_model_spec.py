@@ -50,6 +50,14 @@ def test_what_cannot_be_right_is_refused(fields: dict[str, Any], complaint: str)
         spec(**fields)
 
 
+def test_only_a_command_of_declared_size_does_without_a_source() -> None:
+    command = {"runtime": "command", "options": {"command": ["vllm"]}}
+    assert spec_from({**command, "memory": "8GiB"}, where="here").source == ""
+    for fields in (command, {"runtime": "python", "memory": "8GiB"}):
+        with pytest.raises(InvalidRequest, match="source is missing; only a model that is a command"):
+            spec_from(fields, where="here")
+
+
 def test_they_stand_in_the_configuration_too(tmp_path: Path) -> None:
     text = "models:\n  a: {runtime: python, source: 'file:a.py', shards: 2, group: chat, min_residency_s: 1m}\n"
     (tmp_path / "moc.yaml").write_text(text)

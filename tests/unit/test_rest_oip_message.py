@@ -10,6 +10,7 @@ from moc.inference.answer import Answer
 from moc.inference.request import Reply, Tensor
 from moc.kernel.errors import InvalidRequest, Unimplemented
 from moc.transports.oip.message import Wanted
+from moc.transports.oip.request import Haste
 from moc.transports.rest.oip_message import header_length, parse, render
 
 FLOATS = struct.pack("<2f", 1.0, 2.5)
@@ -45,8 +46,9 @@ def test_binary_and_json_inputs_mix() -> None:
 
 
 def test_parameters_reach_the_engine_except_those_that_are_for_us() -> None:
-    wanted = read({"inputs": [tensor()], "parameters": {"timeout": 1500000, "binary_data_output": True, "beam": 4}})
-    assert wanted.timeout_s == 1.5
+    ours = {"timeout": 1500000, "priority": 2, "binary_data_output": True}
+    wanted = read({"inputs": [tensor()], "parameters": {**ours, "beam": 4}})
+    assert wanted.haste == Haste(1.5, 2)
     assert wanted.binary
     assert wanted.request.parameters == {"beam": 4}
 
@@ -75,6 +77,8 @@ def test_wanted_outputs_are_named_to_the_engine() -> None:
         {"inputs": [tensor()], "outputs": [{"name": "a"}, {"name": "a"}]},
         {"inputs": [tensor()], "parameters": {"timeout": "soon"}},
         {"inputs": [tensor()], "parameters": {"timeout": -1}},
+        {"inputs": [tensor()], "parameters": {"priority": 11}},
+        {"inputs": [tensor()], "parameters": {"priority": "high"}},
         {"inputs": [tensor()], "parameters": {"deep": {"er": 1}}},
         {"inputs": [tensor()], "id": 7},
     ],

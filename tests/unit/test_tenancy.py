@@ -11,6 +11,7 @@ from moc.gpu.device import DeviceState
 from moc.gpu.eviction import Policy
 from moc.gpu.monitor import GIVEN_UP_S, DeviceMonitor
 from moc.hardware.nvml import NvmlDevices
+from moc.inference.request import Info
 from moc.kernel.clock import SystemClock
 from moc.kernel.errors import NoCapacity
 from moc.kernel.events import Event
@@ -150,6 +151,28 @@ async def test_transformers_go_on_a_gpu_by_themselves(host: Host) -> None:
     await host.load("fast", auto)
     await host.load("slow", replace(auto, options={"device": "cpu"}))
     assert set(host.books()) == {("model:fast@1", "cuda:0"), ("model:slow@1", "host")}
+
+
+async def test_what_one_that_sleeps_keeps_of_a_card_is_not_given_away(host: Host) -> None:
+    host.workers.info = Info(("chat",), "fake", sleeps=True)
+    spec = replace(ON_GPU, devices=["cuda:0"], memory_bytes=60 * GIB)
+    first = await host.load("first", spec)
+    await host.load("second", replace(spec, source="file:b.py"))  # there is no room for both
+    assert host.workers.asleep == [first.reference]
+    assert host.books() == {("model:second@1", "cuda:0"): 60}
+    host.cards[0].compute, host.cards[0].used = [FakeProcess(STRANGER, 15 * GIB)], 15 * GIB
+    await host.devices.refresh()
+    version = host.version("first")
+    assert host.tenancy.has_room(version, {"cuda": 5 * GIB})
+    assert not host.tenancy.has_room(version, {"cuda": 6 * GIB})
+    assert not host.tenancy.is_short()
+    await host.manager.ensure_ready("first", NEVER)  # awake in place of the other, which sleeps
+    assert host.workers.asleep == ["second@1"]
+    assert host.books() == {("model:first@1", "cuda:0"): 60}
+    host.cards[0].used = 21 * GIB
+    host.cards[0].compute = [FakeProcess(STRANGER, 21 * GIB)]
+    await host.devices.refresh()
+    assert host.tenancy.is_short()
 
 
 async def test_what_its_processes_hold_of_the_cards_is_what_is_learned(host: Host) -> None:

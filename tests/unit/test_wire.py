@@ -23,6 +23,8 @@ from moc.workers.wire import (
     Loaded,
     Message,
     NotLoaded,
+    Ping,
+    Pong,
     Refused,
     Result,
     Stop,
@@ -42,7 +44,7 @@ specs = st.lists(st.builds(TensorSpec, texts, texts, shapes), max_size=2).map(tu
 infos = st.builds(Info, st.lists(kinds, max_size=2).map(tuple), texts, specs, specs, ids, ids, plain)
 messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(Hello, texts, ids, texts),
-    st.builds(Welcome, ids, st.none() | infos),
+    st.builds(Welcome, ids, st.none() | infos, ids),
     st.builds(Refused, texts, texts),
     st.builds(Loaded, infos),
     st.builds(NotLoaded, texts, texts, plain),
@@ -55,6 +57,8 @@ messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(Credit, ids, ids),
     st.builds(Cancel, ids),
     st.builds(Stop),
+    st.builds(Ping),
+    st.builds(Pong),
 )
 said = st.lists(st.tuples(messages, st.binary(max_size=200)), max_size=6)
 

@@ -9,6 +9,7 @@ import typer
 
 from moc.cli import screen
 from moc.cli.session import Session, connected
+from moc.cli.terms import DeadlineOption, PriorityOption, SessionOption, terms
 from moc.kernel.errors import InvalidRequest, MocError
 
 if TYPE_CHECKING:
@@ -33,12 +34,16 @@ def chat(
     system: Annotated[str | None, typer.Option("--system", help="What the model is told to be.")] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", min=0.0, help="0 = always the same.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer.")] = None,
+    deadline: DeadlineOption = None,
+    priority: PriorityOption = None,
+    session_name: SessionOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the API's JSON instead of a stream.")] = False,
 ) -> None:
     """Ask a model something and watch it answer, or talk with it."""
     messages = [{"role": "system", "content": system}] if system else []
     options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
     options = {name: value for name, value in options.items() if value is not None}
+    options |= terms(deadline, priority, session_name)
     text = _prompt(prompt, file)
     if text is None and as_json:
         raise typer.BadParameter("a conversation has no JSON; give a prompt", param_hint="--json")

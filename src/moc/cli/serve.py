@@ -17,8 +17,6 @@ from moc.resilience.deadline import NEVER
 if TYPE_CHECKING:
     from moc.app import Coordinator
 
-STARTER_NAME = "smollm2"
-
 
 def serve(
     data_dir: Annotated[Path | None, typer.Option(help="Where state is kept; made when missing.")] = None,
@@ -55,9 +53,7 @@ def _serve(
     from moc.app import Coordinator
     from moc.telemetry import logs
 
-    loaded = config.load(data_dir=data_dir, file=file, ports=ports, log_level=log_level)
-    if starter:
-        loaded.models.setdefault(STARTER_NAME, config.STARTER)
+    loaded = config.load(data_dir=data_dir, file=file, ports=ports, log_level=log_level, starter=starter)
     logs.configure(level=loaded.settings.telemetry.log_level, form=loaded.settings.telemetry.log_format)
     for folder in (loaded.data_dir, loaded.data_dir / "models"):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -85,6 +81,8 @@ def _serve(
 
 async def _announce_starter(coordinator: "Coordinator") -> None:
     """Say how to talk to the starter model once it answers, or why it does not."""
+    from moc.config import STARTER_NAME
+
     _say(f"\nFetching and loading {STARTER_NAME} (92 MB the first time) ...")
     try:
         await coordinator.manager.ensure_ready(STARTER_NAME, NEVER)

@@ -1,15 +1,19 @@
 """Every request a client makes and how its answer is read, without a connection: both clients share these."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
 from moc.client.views import (
+    AliasHistory,
+    AliasView,
     AuditPage,
+    ConfigurationView,
     DeviceView,
+    DifferenceView,
     Document,
     EventPage,
     EventView,
@@ -20,6 +24,9 @@ from moc.client.views import (
     ModelView,
     NewKeyView,
     Page,
+    RevisionPage,
+    RevisionView,
+    RolloutView,
     SystemView,
     VerdictView,
     WorkerView,
@@ -41,6 +48,20 @@ _RENEW_S = 5.0
 _DAY_S = 86_400.0
 _GRANT_S = 60.0
 """How long models may take to make room for a lease whose turn came at the end of its wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a request is to be served; None is what the caller does not say."""
+
+    deadline_s: float | None = None
+    priority: int | None = None
+    session: str | None = None
+
+    def headers(self) -> dict[str, str]:
+        """Those that tell the coordinator, but for the deadline's, which begins when the request is sent."""
+        given = {"x-moc-priority": self.priority, "x-moc-session": self.session}
+        return {name: str(value) for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +196,70 @@ def revoke_key(key_id: str) -> Call[KeyView]:
     return Call(Asked(method="DELETE", path=_key_path(key_id)), _json)
 
 
+def list_aliases(after: str | None, limit: int) -> Call[Page[AliasView]]:
+    return Call(_get("/api/v1/aliases", after=after, limit=limit), _page("aliases"))
+
+
+def show_alias(name: str) -> Call[AliasView]:
+    return Call(_get(_alias_path(name)), _json)
+
+
+def list_alias_history(name: str, after: int, limit: int) -> Call[AliasHistory]:
+    return Call(_get(f"{_alias_path(name)}/history", after=after, limit=limit), _page("changes"))
+
+
+def set_alias(name: str, fields: Mapping[str, Any]) -> Call[AliasView]:
+    return Call(_send("PUT", _alias_path(name), fields), _json)
+
+
+def change_alias(name: str, fields: Mapping[str, Any]) -> Call[AliasView]:
+    return Call(_send("PATCH", _alias_path(name), fields), _json)
+
+
+def rollback_alias(name: str, to: int | None) -> Call[AliasView]:
+    return Call(_post(f"{_alias_path(name)}/rollback", {"to": to}), _json)
+
+
+def remove_alias(name: str) -> Call[None]:
+    return Call(Asked(method="DELETE", path=_alias_path(name)), _nothing)
+
+
+def list_rollouts(after: str | None, limit: int) -> Call[Page[RolloutView]]:
+    return Call(_get("/api/v1/rollouts", after=after, limit=limit), _page("rollouts"))
+
+
+def show_rollout(name: str) -> Call[RolloutView]:
+    return Call(_get(f"/api/v1/rollouts/{_part(name)}"), _json)
+
+
+def start_rollout(wish: Mapping[str, Any]) -> Call[RolloutView]:
+    return Call(_post("/api/v1/rollouts", wish), _json)
+
+
+def change_rollout(name: str, state: str, *, force: bool = False) -> Call[RolloutView]:
+    return Call(_send("PATCH", f"/api/v1/rollouts/{_part(name)}", {"state": state, "force": force}), _json)
+
+
+def show_config() -> Call[ConfigurationView]:
+    return Call(_get("/api/v1/config"), _json)
+
+
+def diff_config(text: str, name: str) -> Call[DifferenceView]:
+    return Call(_post("/api/v1/config/diff", {"text": text, "name": name}), _json)
+
+
+def apply_config(text: str, name: str) -> Call[RevisionView]:
+    return Call(_send("PUT", "/api/v1/config", {"text": text, "name": name}), _json)
+
+
+def list_config_history(after: int, limit: int) -> Call[RevisionPage]:
+    return Call(_get("/api/v1/config/history", after=after, limit=limit), _page("revisions"))
+
+
+def rollback_config(revision: int) -> Call[RevisionView]:
+    return Call(_post("/api/v1/config/rollback", {"revision": revision}), _json)
+
+
 def list_audit(after: int | None, limit: int) -> Call[AuditPage]:
     return Call(_get("/api/v1/audit", after=after, limit=limit), _page("audit"))
 
@@ -199,32 +284,26 @@ def ready() -> Call[None]:
     return Call(Asked(method="GET", path="/readyz", deadline_s=_READY_S), _nothing)
 
 
-def chat(model: str, messages: Messages, options: Mapping[str, Any], deadline_s: float | None) -> Call[Document]:
-    return Call(_post("/v1/chat/completions", _chat_body(model, messages, options), deadline_s), _json)
+def chat(model: str, messages: Messages, options: Mapping[str, Any], terms: Terms) -> Call[Document]:
+    return Call(_ask("/v1/chat/completions", _chat_body(model, messages, options), terms), _json)
 
 
-def stream_chat(
-    model: str, messages: Messages, options: Mapping[str, Any], deadline_s: float | None
-) -> StreamCall[Document]:
+def stream_chat(model: str, messages: Messages, options: Mapping[str, Any], terms: Terms) -> StreamCall[Document]:
     body = {**_chat_body(model, messages, options), "stream": True}
-    return StreamCall(_post("/v1/chat/completions", body, deadline_s), _item, DONE)
+    return StreamCall(_ask("/v1/chat/completions", body, terms), _item, DONE)
 
 
-def complete(model: str, prompt: str, options: Mapping[str, Any], deadline_s: float | None) -> Call[Document]:
-    return Call(_post("/v1/completions", {**options, "model": model, "prompt": prompt}, deadline_s), _json)
+def complete(model: str, prompt: str, options: Mapping[str, Any], terms: Terms) -> Call[Document]:
+    return Call(_ask("/v1/completions", {**options, "model": model, "prompt": prompt}, terms), _json)
 
 
-def stream_complete(
-    model: str, prompt: str, options: Mapping[str, Any], deadline_s: float | None
-) -> StreamCall[Document]:
+def stream_complete(model: str, prompt: str, options: Mapping[str, Any], terms: Terms) -> StreamCall[Document]:
     body = {**options, "model": model, "prompt": prompt, "stream": True}
-    return StreamCall(_post("/v1/completions", body, deadline_s), _item, DONE)
+    return StreamCall(_ask("/v1/completions", body, terms), _item, DONE)
 
 
-def embed(
-    model: str, texts: str | Sequence[str], options: Mapping[str, Any], deadline_s: float | None
-) -> Call[Document]:
-    return Call(_post("/v1/embeddings", {**options, "model": model, "input": texts}, deadline_s), _json)
+def embed(model: str, texts: str | Sequence[str], options: Mapping[str, Any], terms: Terms) -> Call[Document]:
+    return Call(_ask("/v1/embeddings", {**options, "model": model, "input": texts}, terms), _json)
 
 
 def metadata(reference: str) -> Call[MetadataView]:
@@ -236,14 +315,14 @@ def infer(
     inputs: "Mapping[str, Array]",
     outputs: Sequence[str],
     parameters: Mapping[str, Any] | None,
-    deadline_s: float | None,
+    terms: Terms,
 ) -> "Call[dict[str, Array]]":
     from moc.client import tensors  # numpy is slow to import and only this call needs it
 
     body, header_length = tensors.encode(inputs, outputs, parameters)
-    headers = {_HEADER_LENGTH: str(header_length), "content-type": "application/octet-stream"}
+    headers = {_HEADER_LENGTH: str(header_length), "content-type": "application/octet-stream", **terms.headers()}
     path = f"{_protocol_path(reference)}/infer"
-    asked = Asked(method="POST", path=path, headers=headers, body=body, deadline_s=deadline_s)
+    asked = Asked(method="POST", path=path, headers=headers, body=body, deadline_s=terms.deadline_s)
 
     def read(answer: Answer) -> "dict[str, Array]":
         length = answer.headers.get(_HEADER_LENGTH)
@@ -254,6 +333,11 @@ def infer(
 
 def _get(path: str, **query: str | int | None) -> Asked:
     return Asked(method="GET", path=path, query={name: value for name, value in query.items() if value is not None})
+
+
+def _ask(path: str, document: Mapping[str, Any], terms: Terms) -> Asked:
+    asked = _post(path, document, terms.deadline_s)
+    return replace(asked, headers={**asked.headers, **terms.headers()})
 
 
 def _post(path: str, document: Mapping[str, Any], deadline_s: float | None = None) -> Asked:
@@ -289,6 +373,10 @@ def _lease_path(lease_id: str) -> str:
 
 def _key_path(key_id: str) -> str:
     return f"/api/v1/keys/{_part(key_id)}"
+
+
+def _alias_path(name: str) -> str:
+    return f"/api/v1/aliases/{_part(name)}"
 
 
 def _protocol_path(reference: str) -> str:

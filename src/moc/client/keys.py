@@ -25,8 +25,8 @@ class AsyncKeys:
     async def create(self, role: str, *, name: str = "", models: Sequence[str] = (), **terms: Any) -> NewKeyView:
         """A new key; its `token` is told this once.
 
-        `terms` are `expires_in_s`, `rate` such as `100/min`, `max_concurrency`, and `curve_public`, a ZeroMQ
-        CURVE public key in Z85.
+        `terms` are `expires_in_s`, `rate` such as `100/min`, `max_concurrency`, `weight`, and `curve_public`, a
+        ZeroMQ CURVE public key in Z85.
         """
         return await self._line.send(calls.create_key({"role": role, "name": name, "models": [*models], **terms}))
 
@@ -56,8 +56,8 @@ class Keys:
     def create(self, role: str, *, name: str = "", models: Sequence[str] = (), **terms: Any) -> NewKeyView:
         """A new key; its `token` is told this once.
 
-        `terms` are `expires_in_s`, `rate` such as `100/min`, `max_concurrency`, and `curve_public`, a ZeroMQ
-        CURVE public key in Z85.
+        `terms` are `expires_in_s`, `rate` such as `100/min`, `max_concurrency`, `weight`, and `curve_public`, a
+        ZeroMQ CURVE public key in Z85.
         """
         return self._line.send(calls.create_key({"role": role, "name": name, "models": [*models], **terms}))
 

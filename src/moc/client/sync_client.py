@@ -6,11 +6,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from moc.client import calls
-from moc.client.calls import Messages
+from moc.client.aliases import Aliases
+from moc.client.calls import Messages, Terms
+from moc.client.config import Config
 from moc.client.connection import Connection, Stream
 from moc.client.discovery import Target
 from moc.client.keys import Audit, Keys
 from moc.client.leases import HeldLease, Leases, Notice
+from moc.client.rollouts import Rollouts
 from moc.client.views import (
     DeviceView,
     Document,
@@ -51,7 +54,7 @@ class Models:
         """What loading it would do now; changes nothing. Conflict until its files are here."""
         return self._line.send(calls.explain_model(reference))
 
-    def add(self, name: str, *, runtime: str, source: str, **spec: Any) -> ModelView:
+    def add(self, name: str, *, runtime: str, source: str = "", **spec: Any) -> ModelView:
         """Make a new version. The same spec again changes nothing and returns the version there is.
 
         `spec` has the keys of a model in `moc.yaml`: `options`, `memory` (bytes or `2GiB`), `ttl_s`, `preload`, …
@@ -145,7 +148,9 @@ class Client:
     `url`, `key` and `data_dir` are taken from `MOC_URL`, `MOC_KEY` and `MOC_DATA_DIR` when not given, then from
     the data folder of a coordinator on this machine. `timeout_s` is how long to wait for an answer, or for the
     next part of a streamed one, when a call has no `deadline_s`. A `deadline_s`, in seconds, is kept by the
-    coordinator too: work that cannot end in time is refused or stopped with DeadlineExceeded.
+    coordinator too: work that cannot end in time is refused or stopped with DeadlineExceeded. Where requests wait
+    for a model, those of your key go in by `priority`, from 1 (the highest) to 10; those of one `session` are answered
+    by the same version where the alias is sticky.
 
     Every method raises what the coordinator raised (`moc.kernel.errors`), or Unreachable when none answers.
     """
@@ -160,11 +165,14 @@ class Client:
     ) -> None:
         self._line = Connection(url, key, data_dir, timeout_s)
         self.models = Models(self._line)
+        self.aliases = Aliases(self._line)
+        self.rollouts = Rollouts(self._line)
         self.workers = Workers(self._line)
         self.devices = Devices(self._line)
         self.leases = Leases(self._line)
         self.keys = Keys(self._line)
         self.audit = Audit(self._line)
+        self.config = Config(self._line)
         self.system = System(self._line)
         self.events = Events(self._line)
 
@@ -189,24 +197,42 @@ class Client:
         *,
         stream: Literal[False] = False,
         deadline_s: float | None = None,
+        priority: int | None = None,
+        session: str | None = None,
         **options: Any,
     ) -> Document: ...
 
     @overload
     def chat(
-        self, model: str, messages: Messages, *, stream: Literal[True], deadline_s: float | None = None, **options: Any
+        self,
+        model: str,
+        messages: Messages,
+        *,
+        stream: Literal[True],
+        deadline_s: float | None = None,
+        priority: int | None = None,
+        session: str | None = None,
+        **options: Any,
     ) -> Stream[Document]: ...
 
     def chat(
-        self, model: str, messages: Messages, *, stream: bool = False, deadline_s: float | None = None, **options: Any
+        self,
+        model: str,
+        messages: Messages,
+        *,
+        stream: bool = False,
+        deadline_s: float | None = None,
+        priority: int | None = None,
+        session: str | None = None,
+        **options: Any,
     ) -> Document | Stream[Document]:
         """The next turn of a conversation, whole or as its chunks come; a string is one user message.
 
         `options` are those of the OpenAI API: `temperature`, `max_tokens`, `response_format`, …
         """
         if stream:
-            return self._line.open(calls.stream_chat(model, messages, options, deadline_s))
-        return self._line.send(calls.chat(model, messages, options, deadline_s))
+            return self._line.open(calls.stream_chat(model, messages, options, Terms(deadline_s, priority, session)))
+        return self._line.send(calls.chat(model, messages, options, Terms(deadline_s, priority, session)))
 
     @overload
     def complete(
@@ -216,27 +242,52 @@ class Client:
         *,
         stream: Literal[False] = False,
         deadline_s: float | None = None,
+        priority: int | None = None,
+        session: str | None = None,
         **options: Any,
     ) -> Document: ...
 
     @overload
     def complete(
-        self, model: str, prompt: str, *, stream: Literal[True], deadline_s: float | None = None, **options: Any
+        self,
+        model: str,
+        prompt: str,
+        *,
+        stream: Literal[True],
+        deadline_s: float | None = None,
+        priority: int | None = None,
+        session: str | None = None,
+        **options: Any,
     ) -> Stream[Document]: ...
 
     def complete(
-        self, model: str, prompt: str, *, stream: bool = False, deadline_s: float | None = None, **options: Any
+        self,
+        model: str,
+        prompt: str,
+        *,
+        stream: bool = False,
+        deadline_s: float | None = None,
+        priority: int | None = None,
+        session: str | None = None,
+        **options: Any,
     ) -> Document | Stream[Document]:
         """How a text goes on, whole or as its chunks come; `options` as for `chat`."""
         if stream:
-            return self._line.open(calls.stream_complete(model, prompt, options, deadline_s))
-        return self._line.send(calls.complete(model, prompt, options, deadline_s))
+            return self._line.open(calls.stream_complete(model, prompt, options, Terms(deadline_s, priority, session)))
+        return self._line.send(calls.complete(model, prompt, options, Terms(deadline_s, priority, session)))
 
     def embed(
-        self, model: str, texts: str | Sequence[str], *, deadline_s: float | None = None, **options: Any
+        self,
+        model: str,
+        texts: str | Sequence[str],
+        *,
+        deadline_s: float | None = None,
+        priority: int | None = None,
+        session: str | None = None,
+        **options: Any,
     ) -> Document:
         """Embeddings of one text or several, in order."""
-        return self._line.send(calls.embed(model, texts, options, deadline_s))
+        return self._line.send(calls.embed(model, texts, options, Terms(deadline_s, priority, session)))
 
     def metadata(self, model: str) -> MetadataView:
         """The tensors a model takes and gives; loads it if that is not known yet."""
@@ -250,12 +301,14 @@ class Client:
         outputs: Sequence[str] = (),
         parameters: Mapping[str, Any] | None = None,
         deadline_s: float | None = None,
+        priority: int | None = None,
+        session: str | None = None,
     ) -> "dict[str, Array]":
         """Run a model on arrays and return its output arrays by name: those in `outputs`, or all of them.
 
         Text and bytes travel as BYTES and come back as arrays of `bytes` objects.
         """
-        return self._line.send(calls.infer(model, inputs, outputs, parameters, deadline_s))
+        return self._line.send(calls.infer(model, inputs, outputs, parameters, Terms(deadline_s, priority, session)))
 
     def lease(self, memory: str | int, *, on_preempt: Notice | None = None, **wish: Any) -> HeldLease:
         """Device memory to use within a `with` block: waited for at its start, kept alive, released at its end.

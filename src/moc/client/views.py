@@ -56,6 +56,9 @@ class ModelView(TypedDict):
     shards: int
     group: str
     min_residency_s: float | None
+    batching: dict[str, Any] | None
+    canary: dict[str, Any] | None
+    cost: float
     preload: bool
     pin: bool
     ttl_s: float
@@ -68,6 +71,8 @@ class ModelView(TypedDict):
     load_s: float
     info: dict[str, Any]
     adopted: bool
+    problem: str
+    circuit: str
     worker: WorkerView | None
 
 
@@ -168,6 +173,7 @@ class KeyView(TypedDict):
     models: list[str]
     rate: str | None
     max_concurrency: int | None
+    weight: float
     curve_public: str
     created_at: str
     created_by: str
@@ -205,6 +211,105 @@ class AuditPage(TypedDict):
 
     items: list[AuditView]
     next: int | None
+
+
+class TargetView(TypedDict):
+    """A model that an alias names, and what its requests came to since the coordinator started, by whatever name.
+
+    `part` is `version`, `fallback` or `shadow`; `share` is which part of the alias's requests it is to get.
+    """
+
+    reference: str
+    part: str
+    share: float
+    model: str
+    state: str
+    requests: int
+    error_rate: float | None
+    p95_ms: float | None
+
+
+class AliasView(TypedDict):
+    """A name that stands for models, see `moc aliases`; `number` is that of its newest change."""
+
+    name: str
+    number: int
+    versions: dict[str, float]
+    fallback: list[str]
+    policy: str
+    sticky: str
+    shadow: dict[str, float]
+    hedge: bool
+    changed_at: str
+    changed_by: str
+    reason: str
+    targets: list[TargetView]
+
+
+class AliasChangeView(TypedDict):
+    """A change of an alias; `alias` is what it became, without its name, or None if it was removed."""
+
+    number: int
+    at: str
+    actor: str
+    reason: str
+    alias: dict[str, Any] | None
+
+
+class AliasHistory(TypedDict):
+    """Part of an alias's history; give `next` as `after` for the part behind it, None = there is none yet."""
+
+    items: list[AliasChangeView]
+    next: int | None
+
+
+class SeenView(TypedDict):
+    """What a version did since a rollout's step began; `failures` are those by its own fault."""
+
+    requests: int
+    failures: int
+    p95_ms: float | None
+
+
+class MarkView(TypedDict):
+    """A line of a rollout's history; what was seen is of the new version, in the step that ended then."""
+
+    at: str
+    state: str
+    share_pct: float
+    actor: str
+    reason: str
+    message: str
+    requests: int
+    failures: int
+    p95_ms: float | None
+
+
+class RolloutView(TypedDict):
+    """An alias that is moved to the version `to`, which gets `share_pct` percent of its requests; see `moc rollout`."""
+
+    id: str
+    alias: str
+    to: str
+    old: str
+    before: dict[str, float]
+    state: str
+    reason: str
+    message: str
+    share_pct: float
+    steps: list[float]
+    hold_s: float
+    max_error_rate: float | None
+    max_p95_ms: float | None
+    max_p95_ratio: float | None
+    min_requests: int
+    created_at: str
+    created_by: str
+    changed_at: str
+    waits_for: str
+    new_seen: SeenView | None
+    old_seen: SeenView | None
+    history: list[MarkView]
 
 
 class VerdictView(TypedDict):
@@ -285,6 +390,54 @@ class MetadataView(TypedDict):
     platform: str
     inputs: list[TensorView]
     outputs: list[TensorView]
+
+
+class ConfigurationView(TypedDict):
+    """The configuration in force, without secrets: `settings` by section."""
+
+    revision: int
+    at: str
+    actor: str
+    reason: str
+    file: str
+    settings: dict[str, Any]
+
+
+class ChangeView(TypedDict):
+    """A key whose value differs; None stands for a value that is not there. Without `live` it needs a restart."""
+
+    key: str
+    before: Any
+    after: Any
+    live: bool
+
+
+class DifferenceView(TypedDict):
+    """What applying a configuration would change; it is refused while `restart` names any key."""
+
+    changes: list[ChangeView]
+    restart: list[str]
+
+
+class RevisionView(TypedDict):
+    """A configuration that was put in force, or failed to be: by whom, why, what it changed."""
+
+    number: int
+    name: str
+    sha256: str
+    at: str
+    actor: str
+    reason: str
+    changes: list[ChangeView]
+    outcome: str
+    problem: str
+
+
+class RevisionPage(TypedDict):
+    """Part of the revisions; give `next` as `after` for the part behind it, None = there is none yet."""
+
+    items: list[RevisionView]
+    next: int | None
 
 
 Document = dict[str, Any]

@@ -85,6 +85,12 @@ class Broker:
         self._freed = asyncio.Event()
         self._on_evicted = on_evicted
 
+    def adjust(self, *, soft_limit_pct: float, policy: Policy) -> None:
+        """Give away so much, and evict so, from the next decision on; what is charged stays charged."""
+        self._soft_limit_pct = soft_limit_pct
+        self._policy = policy
+        self._freed.set()
+
     # what is known
 
     def charges(self) -> list[Charge]:

@@ -14,6 +14,7 @@ from moc.gpu.reader import Reader
 from moc.kernel.clock import Clock
 from moc.kernel.errors import MocError, NotFound
 from moc.kernel.events import Event
+from moc.kernel.interval import Interval
 from moc.kernel.records import ABSENT, Op, Store, Table
 
 log = structlog.get_logger(__name__)
@@ -87,7 +88,7 @@ class DeviceMonitor:
         self._readers = [Reader(source, timeout_s=read_timeout_s) for source in sources]
         self._store = store
         self._clock = clock
-        self._poll_interval_s = poll_interval_s
+        self._interval = Interval(poll_interval_s)
         self._seat = seat
         self._table: Table[DeviceRecord] = Table(store, "devices/", DeviceRecord)
         self._recorded: dict[str, tuple[DeviceRecord, int | None]] = {}
@@ -118,6 +119,10 @@ class DeviceMonitor:
         await asyncio.gather(*polls, return_exceptions=True)
         await asyncio.gather(*(reader.close() for reader in self._readers))
         self._watched.clear()
+
+    def adjust(self, *, poll_interval_s: float) -> None:
+        """Read so often from now on."""
+        self._interval.change(poll_interval_s)
 
     # what is known
 
@@ -201,7 +206,7 @@ class DeviceMonitor:
 
     async def _poll(self, reader: Reader) -> None:
         while True:
-            await asyncio.sleep(self._poll_interval_s)
+            await self._interval.wait()
             await self._read(reader)
 
     async def _read(self, reader: Reader) -> None:

@@ -6,6 +6,7 @@ import structlog
 
 from moc.gpu.broker import Broker
 from moc.kernel.errors import MocError
+from moc.kernel.interval import Interval
 
 log = structlog.get_logger(__name__)
 
@@ -15,9 +16,14 @@ class Pressure:
 
     def __init__(self, broker: Broker, *, interval_s: float, threshold_pct: float) -> None:
         self._broker = broker
-        self._interval_s = interval_s
+        self._interval = Interval(interval_s)
         self._threshold_pct = threshold_pct
         self._task: asyncio.Task[None] | None = None
+
+    def adjust(self, *, interval_s: float, threshold_pct: float) -> None:
+        """Look so often, and have devices relieved past so much, from now on."""
+        self._threshold_pct = threshold_pct
+        self._interval.change(interval_s)
 
     async def start(self) -> None:
         """Begin to look."""
@@ -36,7 +42,7 @@ class Pressure:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(self._interval_s)
+            await self._interval.wait()
             try:
                 self._broker.abandon()
                 await self._broker.relieve(self._threshold_pct)

@@ -1,26 +1,15 @@
-"""What a caller gets: an answer, or a stream of its chunks, and the place at the model that is held meanwhile."""
+"""What a caller gets: an answer, or a stream of its chunks, for which a place at the model is held."""
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
 
 import msgspec
 
-from moc.inference.ports import Link, Resident
 from moc.inference.request import Reply
-from moc.kernel.errors import DeadlineExceeded, MocError
-from moc.resilience.bulkhead import Bulkhead
+from moc.inference.station import Visit
+from moc.kernel.errors import DeadlineExceeded, MocError, retold
 from moc.resilience.deadline import Deadline
-
-
-class Meter(Protocol):
-    """Who is told about every request."""
-
-    def finished(self, reference: str, kind: str, code: str, *, queue_s: float, engine_s: float) -> None:
-        """A request is over: `code` is `ok` or an error's code; seconds waited and seconds in the engine."""
-        ...
 
 
 class Answer(msgspec.Struct, gc=False):
@@ -30,45 +19,6 @@ class Answer(msgspec.Struct, gc=False):
     reference: str
     digest: str
     queue_s: float
-
-
-class Visit:
-    """One request's stay at one resident: a place in its bulkhead, counted until `end`."""
-
-    __slots__ = ("_began", "_bulkhead", "_entered", "_kind", "_meter", "link", "queue_s", "resident")
-
-    def __init__(self, resident: Resident, link: Link, bulkhead: Bulkhead, meter: Meter, kind: str) -> None:
-        self.resident = resident
-        self.link = link
-        self.queue_s = 0.0
-        self._bulkhead = bulkhead
-        self._meter = meter
-        self._kind = kind
-        self._entered = False
-        self._began = time.monotonic()
-        resident.enter()
-
-    async def wait(self, deadline: Deadline) -> None:
-        await self._bulkhead.enter(deadline)
-        self.entered()
-
-    def try_enter(self) -> bool:
-        if not self._bulkhead.try_enter():
-            return False
-        self._entered = True
-        return True
-
-    def entered(self) -> None:
-        self._entered = True
-        now = time.monotonic()
-        self.queue_s, self._began = now - self._began, now
-
-    def end(self, code: str) -> None:
-        if self._entered:
-            self._bulkhead.leave()
-        self.resident.leave()
-        engine_s = time.monotonic() - self._began
-        self._meter.finished(self.resident.reference, self._kind, code, queue_s=self.queue_s, engine_s=engine_s)
 
 
 class AnswerStream:
@@ -129,13 +79,22 @@ class AnswerStream:
             return []
         except TimeoutError:
             await self._end("deadline_exceeded")
-            raise DeadlineExceeded(f"the deadline passed after {self._given} chunks; allow more time") from None
+            raise self._broken_off(
+                DeadlineExceeded("the deadline passed while the model worked on it; allow more time")
+            ) from None
         except MocError as error:
             await self._end(error.code)
-            raise
+            raise self._broken_off(error) from None
         except BaseException:
             await self._end("cancelled")
             raise
+
+    def _broken_off(self, error: MocError) -> MocError:
+        """What to tell of an error: how far the answer got, if anything of it was given."""
+        if not self._given:
+            return error
+        message = f"the answer is incomplete, it broke off after {self._given} chunks: {error.message}"
+        return retold(error, message=message, chunks=self._given, incomplete=True)
 
     async def _end(self, code: str) -> None:
         visit, self._visit = self._visit, None

@@ -40,7 +40,8 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=False):
 class Request(msgspec.Struct, gc=False):
     """One inference. `outputs` names the wanted output tensors, all of them when empty.
 
-    `headers` are those of the caller's HTTP request, by their lower-case names; None when it came otherwise.
+    `headers` are those of the caller's HTTP request, by their lower-case names; None when it came otherwise. The
+    gateway notes until when the answer is of use, for an engine that can make something of it.
     """
 
     kind: Kind
@@ -49,6 +50,7 @@ class Request(msgspec.Struct, gc=False):
     outputs: tuple[str, ...] = ()
     parameters: dict[str, Any] = {}
     headers: Mapping[bytes, bytes] | None = None
+    deadline: Deadline = NEVER
 
 
 class Terms(msgspec.Struct, frozen=True, gc=False):
@@ -83,7 +85,8 @@ class Info(msgspec.Struct, frozen=True):
     """What a loaded model is and can do, as its engine says.
 
     `concurrency` is how many requests the engine works on at once (more wait in the coordinator, in
-    order); `memory_bytes` what it says it holds, 0 when it cannot tell; `engine` its name and version.
+    order); `memory_bytes` what it says it holds, 0 when it cannot tell; `engine` its name and version; `sleeps`
+    whether it can give the memory of its devices back, and take it again, without ending.
     """
 
     kinds: tuple[Kind, ...]
@@ -93,3 +96,4 @@ class Info(msgspec.Struct, frozen=True):
     concurrency: int = 1
     memory_bytes: int = 0
     details: dict[str, Any] = {}
+    sleeps: bool = False

@@ -99,8 +99,8 @@ class WorkerLost(MocError):
 
     code = "worker_lost"
 
-    def __init__(self, message: str, *, sent: bool) -> None:
-        super().__init__(message, details={"sent": sent})
+    def __init__(self, message: str, *, sent: bool, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message, details={**(details or {}), "sent": sent})
         self.sent = sent
 
 
@@ -145,5 +145,12 @@ def error_for(code: str, message: str, details: Mapping[str, Any] | None = None)
     if code == "load_failed":
         return LoadFailed(message, reason=str(details.get("reason", "load_failed")), details=details)
     if code == "worker_lost":
-        return WorkerLost(message, sent=bool(details.get("sent", True)))
+        return WorkerLost(message, sent=bool(details.get("sent", True)), details=details)
     return ERRORS.get(code, Internal)(message, details=details)
+
+
+def retold(error: MocError, *, message: str | None = None, **details: Any) -> MocError:
+    """A copy of an error with more to tell; the original may have been given to others too."""
+    told = error_for(error.code, error.message if message is None else message, {**error.details, **details})
+    told.retry_after_s = error.retry_after_s
+    return told

@@ -83,6 +83,11 @@ class Seat:
 class Store(Component, Protocol):
     """The truth. Every method may raise StoreUnavailable; nothing is acknowledged before it is durable."""
 
+    @property
+    def well(self) -> bool:
+        """Whether it is open and took the last commit it was given."""
+        ...
+
     async def get(self, key: str) -> Record | None:
         """The record at `key`, as of the last commit, or None."""
         ...

@@ -4,8 +4,10 @@ Records: `models/<name>/<version>` (ModelVersion), `model_status/<name>/<version
 `model_names/<name>` (the last version number ever given, so that a number is never used twice).
 """
 
+import asyncio
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from moc.kernel.clock import Clock
 from moc.kernel.errors import Conflict, InvalidRequest, NotFound
@@ -35,6 +37,18 @@ class Entry:
     status_revision: int
 
 
+class NameUser(Protocol):
+    """Whoever else gives names, or refers to models by theirs. Asked while `Catalogue.naming` is held."""
+
+    def check_free(self, name: str) -> None:
+        """Conflict when no model may be called that."""
+        ...
+
+    def check_unused(self, name: str, going: Collection[int], *, last: bool) -> None:
+        """Conflict when some of these versions of a model are in use, or its bare name is and they are its `last`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Name:
     last_version: int = 0
@@ -52,7 +66,10 @@ def _key(name: str, version: int) -> str:
 
 
 class Catalogue:
-    """Versions and their statuses: read from memory, changed in the store first."""
+    """Versions and their statuses: read from memory, changed in the store first.
+
+    `naming` is held while names are given or taken away: of models here, of aliases by who keeps those.
+    """
 
     def __init__(self, *, store: Store, seat: HostSeat, clock: Clock) -> None:
         self._store = store
@@ -62,6 +79,12 @@ class Catalogue:
         self._versions: Table[ModelVersion] = Table(store, "models/", ModelVersion)
         self._statuses: Table[ModelStatus] = Table(store, "model_status/", ModelStatus)
         self._cache: dict[str, _Versions] = {}
+        self._name_users: list[NameUser] = []
+        self.naming = asyncio.Lock()
+
+    def heed(self, user: NameUser) -> None:
+        """Ask `user` before a name is given or taken away."""
+        self._name_users.append(user)
 
     async def start(self) -> None:
         """Read everything from the store."""
@@ -109,6 +132,12 @@ class Catalogue:
                 f"not a model name: {name[:150]!r}; use up to 128 letters, digits, '.', '_' and '-', "
                 "a letter or digit first"
             )
+        async with self.naming:
+            for user in self._name_users:
+                user.check_free(name)
+            return await self._add(name, spec, actor=actor, anew=anew)
+
+    async def _add(self, name: str, spec: ModelSpec, *, actor: str, anew: bool) -> Entry:
         versions = self._cache.get(name) or _Versions()
         newest = versions.entries.get(max(versions.entries, default=0))
         if newest is not None and newest.version.spec == spec and not anew:
@@ -176,16 +205,24 @@ class Catalogue:
         )
         entry.status = status
 
+    def check_unused(self, name: str, entries: Sequence[Entry]) -> None:
+        """Conflict when something refers to one of these versions of a model."""
+        going = {entry.version.version for entry in entries}
+        for user in self._name_users:
+            user.check_unused(name, going, last=len(going) == len(self.versions(name)))
+
     async def remove(self, entry: Entry, *, actor: str) -> None:
-        """Forget a version; its number is not used again."""
+        """Forget a version; its number is not used again. Conflict when something refers to it."""
         version = entry.version
         key = _key(version.name, version.version)
-        await self._commit(
-            self._versions.delete(key, expect=entry.version_revision),
-            self._statuses.delete(key, expect=entry.status_revision),
-            event=Event(kind="model.removed", subject=version.reference, actor=actor),
-        )
-        del self._cache[version.name].entries[version.version]
+        async with self.naming:
+            self.check_unused(version.name, [entry])
+            await self._commit(
+                self._versions.delete(key, expect=entry.version_revision),
+                self._statuses.delete(key, expect=entry.status_revision),
+                event=Event(kind="model.removed", subject=version.reference, actor=actor),
+            )
+            del self._cache[version.name].entries[version.version]
 
     def uses(self, artifact: Artifact) -> bool:
         """Whether any version is made of these files."""

@@ -15,7 +15,7 @@ from moc.kernel.clock import Clock
 from moc.kernel.errors import Conflict
 from moc.kernel.records import ABSENT, Store, Table
 from moc.models.footprint import Footprint, estimate
-from moc.models.model import Artifact, ModelVersion
+from moc.models.model import REMOTE, Artifact, ModelVersion
 from moc.models.ports import Holding
 
 K = TypeVar("K")
@@ -147,7 +147,7 @@ class Footprints:
 
 
 def _declared(version: ModelVersion) -> Footprint | None:
-    declared = version.spec.memory_bytes
+    declared = 0 if version.spec.runtime == REMOTE else version.spec.memory_bytes
     if declared is None:
         return None
     return Footprint(declared, {"declared": declared}, "declared").in_shards(version.spec.shards)

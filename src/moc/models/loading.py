@@ -1,16 +1,17 @@
 """How a version gets into memory: its files, the memory it is charged, its worker, what is learnt from it."""
 
 import time
+from collections.abc import Sequence
 
 import structlog
 
-from moc.kernel.errors import LoadFailed, MocError
+from moc.kernel.errors import LoadFailed, MocError, NoCapacity
 from moc.kernel.events import Event
 from moc.kernel.tasks import Tasks
 from moc.models.catalogue import Catalogue, Entry
 from moc.models.footprints import Footprints
-from moc.models.model import Artifact, ModelSpec
-from moc.models.ports import Launch, Memory, Progress, Sources, Worker, Workers
+from moc.models.model import REMOTE, Artifact, ModelSpec, ModelVersion
+from moc.models.ports import Grant, Launch, Memory, Progress, Sources, Warm, Worker, Workers
 from moc.models.resident import Resident
 from moc.models.slot import Limits, Slot
 from moc.resilience.deadline import NEVER, Deadline
@@ -21,6 +22,8 @@ MEASURED_WITHIN_S = 6.0
 """A worker's memory has been measured since its first request when that is this long ago."""
 
 IN_PLACE = "file:"
+MAIN_MEMORY = "host"
+"""The kind of device that what sleeps still takes most of."""
 
 
 class Loader:
@@ -35,6 +38,7 @@ class Loader:
         footprints: Footprints,
         memory: Memory,
         limits: Limits,
+        warm: Warm | None,
     ) -> None:
         self._catalogue = catalogue
         self._workers = workers
@@ -42,6 +46,7 @@ class Loader:
         self._footprints = footprints
         self._memory = memory
         self._limits = limits
+        self._warm = warm
         self._tasks = Tasks(lambda error: log.error("a pull could not be told of", exc_info=error))
 
     async def stop(self) -> None:
@@ -91,13 +96,9 @@ class Loader:
         return progress
 
     async def launch(self, slot: Slot, artifact: Artifact) -> Worker:
-        """Charge the memory and start the worker; how long that may take is its caller's to say."""
+        """Charge the memory, start the worker and try it; how long that may take is its caller's to say."""
         version = slot.entry.version
-        needs = {
-            kind: (await self._footprints.expected(version, artifact, device_kind=kind)).bytes
-            for kind in self._memory.kinds(version)
-        }
-        grant = await self._memory.reserve(version, needs, Deadline.after(self._limits.memory_wait_s))
+        grant = await self._grant(version, artifact)
         slot.evicted, slot.launched_at = grant.evicted, time.monotonic()
         launch = Launch(
             model=version.reference,
@@ -109,7 +110,43 @@ class Loader:
             gpus=grant.gpus,
             bytes=grant.bytes,
         )
-        return await self._workers.start_worker(launch, NEVER)
+        worker = await self._workers.start_worker(launch, NEVER)
+        if self._warm is not None:
+            try:
+                await self._warm(version, worker.id)
+            except BaseException:
+                await self._workers.stop_worker(worker.id, reason="LoadFailed")
+                raise
+        return worker
+
+    async def _grant(self, version: ModelVersion, artifact: Artifact) -> Grant:
+        if version.spec.runtime == REMOTE:
+            return Grant(devices=(), bytes=0)
+        needs = {
+            kind: (await self._footprints.expected(version, artifact, device_kind=kind)).bytes
+            for kind in self._memory.kinds(version)
+        }
+        asleep = [model for model in self._workers.sleeping() if model != version.reference]
+        if asleep and MAIN_MEMORY in needs and not self._memory.has_room(version, needs):
+            await self._end_sleeping(asleep)  # rather than unload what is awake
+        try:
+            return await self._memory.reserve(version, needs, Deadline.after(self._limits.memory_wait_s))
+        except NoCapacity:
+            asleep = self._workers.sleeping()
+            if not asleep:
+                raise
+        await self._end_sleeping(asleep)  # even they keep a little of each device
+        return await self._memory.reserve(version, needs, Deadline.after(self._limits.memory_wait_s))
+
+    async def relieve(self) -> None:
+        """End what sleeps if memory is short."""
+        asleep = self._workers.sleeping()
+        if asleep and self._memory.is_short():
+            await self._end_sleeping(asleep)
+
+    async def _end_sleeping(self, models: Sequence[str]) -> None:
+        for model in models:
+            await self._workers.end_sleeping(model)
 
     async def learn(self, slot: Slot, resident: Resident) -> None:
         """Tell how much it was last measured to hold; the store may be away, loading and unloading go on."""

@@ -7,25 +7,39 @@ it cannot be overtaken by an unload in between.
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
-from moc.kernel.errors import Conflict, DeadlineExceeded, MocError, NoCapacity, NotFound, QueueFull
+from moc.kernel.errors import (
+    CircuitOpen,
+    Conflict,
+    DeadlineExceeded,
+    LoadFailed,
+    MocError,
+    NoCapacity,
+    NotFound,
+    QueueFull,
+)
 from moc.kernel.tasks import Tasks
 from moc.models.catalogue import Catalogue, Entry
 from moc.models.footprints import Footprints
 from moc.models.loading import Loader
-from moc.models.model import FailReason, ModelSpec, State, parse_reference
-from moc.models.ports import Memory, Sources, Worker, Workers
+from moc.models.model import REMOTE, FailReason, ModelSpec, State, parse_reference
+from moc.models.ports import Memory, Sources, Warm, Worker, Workers
 from moc.models.resident import Resident
+from moc.models.roster import Roster
 from moc.models.slot import Limits, Slot
+from moc.resilience.breaker import BreakerLimits
+from moc.resilience.bulkhead import Bulkhead
 from moc.resilience.deadline import NEVER, Deadline
 
 log = structlog.get_logger(__name__)
 
 SWEEP_INTERVAL_S = 0.5
 IDLE = "IdleTimeout"
+ASLEEP = "Asleep"
 
 
 class ModelManager:
@@ -41,18 +55,23 @@ class ModelManager:
         memory: Memory,
         limits: Limits,
         on_loaded: Callable[[str, float], None],
+        warm: Warm | None = None,
     ) -> None:
         self._loader = Loader(
-            catalogue=catalogue, workers=workers, sources=sources, footprints=footprints, memory=memory, limits=limits
+            catalogue=catalogue,
+            workers=workers,
+            sources=sources,
+            footprints=footprints,
+            memory=memory,
+            limits=limits,
+            warm=warm,
         )
         self._catalogue = catalogue
         self._workers = workers
         self._sources = sources
         self._memory = memory
-        self._limits = limits
         self._on_loaded = on_loaded
-        self._slots: dict[tuple[str, int], Slot] = {}
-        self._found: dict[str, Resident] = {}
+        self._roster = Roster(catalogue, limits, on_successor=self._succeed_in_background)
         self._tasks = Tasks(lambda error: log.error("a model task failed", exc_info=error))
         self._stopping = True
         workers.on_lost(self._lost)
@@ -77,9 +96,7 @@ class ModelManager:
         self._stopping = True
         await self._tasks.cancel()
         await self._loader.stop()
-        self._found.clear()
-        for slot in self._slots.values():
-            slot.resident = None
+        self._roster.clear()
 
     async def _adopt(self, worker: Worker) -> None:
         try:
@@ -89,7 +106,7 @@ class ModelManager:
         if entry is None or entry.version.digest != worker.digest:
             await self._workers.stop_worker(worker.id, reason="Unknown")
             return
-        slot = self._slot(entry)
+        slot = self._roster.slot(entry)
         if slot.resident is not None:
             await self._workers.stop_worker(worker.id, reason="Duplicate")
             return
@@ -103,72 +120,111 @@ class ModelManager:
 
     async def _settle(self, entry: Entry) -> None:
         """Bring the recorded state in line with what is really there, and load what should be."""
-        slot = self._slot(entry)
-        was = entry.status.state
-        if slot.resident is None and was not in (State.REGISTERED, State.FAILED):
-            await self._catalogue.move(entry, State.REGISTERED, reason="CoordinatorRestarted", worker_id="")
-        if slot.resident is not None:
+        slot = self._roster.slot(entry)
+        if slot.resident is not None or slot.loading is not None:
             return
+        was = entry.status.state
+        if was not in (State.REGISTERED, State.FAILED):
+            await self._catalogue.move(entry, State.REGISTERED, reason="CoordinatorRestarted", worker_id="")
         if was in (State.READY, State.LOADING):
             self._load_in_background(slot, "CoordinatorRestarted")
         elif entry.version.spec.preload and self._catalogue.entry(entry.version.name) is entry:
             self._load_in_background(slot, "Preload")
 
+    def adjust(self, *, breaker: BreakerLimits, bulkhead: Bulkhead) -> None:
+        """Let these limits count from the next failure, and the next request, on."""
+        self._roster.adjust(replace(self._roster.limits, breaker=breaker, bulkhead=bulkhead))
+
     # what requests ask
 
     def find(self, reference: str) -> Resident | None:
         """The loaded version `reference` stands for now, without waiting."""
-        return self._found.get(reference)
+        return self._roster.find(reference)
+
+    def serving(self, reference: str) -> Entry:
+        """The version that answers requests for `reference`; see `Roster.serving`."""
+        return self._roster.serving(reference)
+
+    def is_loading(self, reference: str) -> bool:
+        """Whether the version `reference` stands for is being loaded already; NotFound."""
+        return self._roster.slot(self.serving(reference)).loading is not None
 
     async def ensure_ready(self, reference: str, deadline: Deadline) -> Resident:
         """Load it unless it is loaded; many callers share one load.
 
-        NotFound, LoadFailed (also while the back-off after a failure lasts), QueueFull when more than the
-        model's `max_queue` callers wait already, DeadlineExceeded; a load goes on when its caller gives up.
+        NotFound, LoadFailed, CircuitOpen without a try after too many failures in a row, QueueFull when more than
+        the model's `max_queue` callers wait already, DeadlineExceeded; a load goes on when its caller gives up.
         """
-        slot = self._slot(self._catalogue.entry(reference))
+        entry = self.serving(reference)
+        try:
+            return await self._ensure(entry, deadline)
+        except (LoadFailed, NoCapacity, CircuitOpen):
+            instead = self.serving(reference)
+            if instead is entry:
+                raise
+        return await self._ensure(instead, deadline)
+
+    async def _ensure(self, entry: Entry, deadline: Deadline) -> Resident:
+        slot = self._roster.slot(entry)
         if slot.resident is not None:
             return slot.resident
-        slot.refuse_in_backoff()
-        max_queue = slot.entry.version.spec.max_queue
-        if slot.waiting > max_queue:  # the first of them has its place already
-            raise QueueFull(f"{slot.waiting} requests wait for {reference} to load; try again shortly", retry_after_s=1)
+        if slot.loading is None:
+            slot.admit()
+        bulkhead = self._roster.limits.bulkhead.but(None, entry.version.spec.max_queue)
+        if slot.waiting > bulkhead.max_queue:  # the first of them has its place already
+            waits = f"{slot.waiting} requests wait for {slot.reference} to load"
+            raise QueueFull(f"{waits}; try again shortly", retry_after_s=1)
         return await self._await_load(slot, deadline, reason="Requested", actor="system")
 
     def loaded(self) -> list[tuple[Entry, Resident]]:
         """Every version that is loaded now."""
-        return [(slot.entry, slot.resident) for slot in self._slots.values() if slot.resident is not None]
+        return [(slot.entry, slot.resident) for slot in self._roster.slots() if slot.resident is not None]
 
     async def evict(self, reference: str, *, reason: str, message: str) -> None:
         """Unload a version so that another fits; no error when it is not loaded."""
-        slot = self._slot(self._catalogue.entry(reference))
-        await self._unload_in_full(slot, reason=reason, actor="system", patience_s=None, message=message)
+        slot = self._slot(reference)
+        how = {"reason": reason, "message": message, "may_sleep": True}
+        await self._unload_in_full(slot, actor="system", patience_s=None, **how)
+
+    def hold(self, reference: str) -> None:
+        """Unload a version neither for being idle nor for another, until `unhold` was called as often."""
+        self._roster.hold(reference)
+
+    def unhold(self, reference: str) -> None:
+        """See `hold`."""
+        self._roster.unhold(reference)
+
+    def is_held(self, reference: str) -> bool:
+        """See `hold`."""
+        return self._roster.is_held(reference)
 
     def lose(self, reference: str, *, why: str) -> None:
         """Begin to end a version's worker, whatever it does; the next request loads it where it can be. Idempotent."""
-        slot = self._slot(self._catalogue.entry(reference))
+        slot = self._slot(reference)
         if slot.resident is not None:
             worker_id = slot.resident.worker_id
-            self._withdraw(slot)
+            self._roster.withdraw(slot)
             self._tasks.spawn(self._end_lost(slot, worker_id, why))
 
     # what operators ask
 
     async def add(self, name: str, spec: ModelSpec, *, actor: str) -> Entry:
-        """Register a version; `name` means the newest one from now on.
+        """Register a version; `name` means the newest one as soon as that is ready.
 
-        The newest one's spec again is that version again, unless it is made of a file that has changed since.
+        It is loaded at once if an older one is. The newest one's spec again is that version again, unless it is made
+        of a file that has changed since.
         """
         entry = await self._catalogue.add(name, spec, actor=actor, anew=await self._loader.has_changed(name, spec))
-        self._found.pop(name, None)
-        newest = self._slot(entry)
-        if newest.resident is not None:
-            self._found[name] = newest.resident
+        self._roster.point(name)
         return entry
+
+    def preload(self, reference: str) -> None:
+        """Begin to load it, unless it is loaded."""
+        self._load_in_background(self._slot(reference), "Preload")
 
     async def pull(self, reference: str, deadline: Deadline) -> Entry:
         """Bring a version's files here; returns at once when they are."""
-        slot = self._slot(self._catalogue.entry(reference))
+        slot = self._slot(reference)
         try:
             async with asyncio.timeout(deadline.remaining_s()), slot.lock:
                 await self._loader.pull(slot)
@@ -178,7 +234,7 @@ class ModelManager:
 
     async def load(self, reference: str, deadline: Deadline, *, actor: str) -> Entry:
         """Load a version now, whatever failed before."""
-        slot = self._slot(self._catalogue.entry(reference))
+        slot = self._slot(reference)
         slot.forgive()
         if slot.resident is None:
             await self._await_load(slot, deadline, reason="Requested", actor=actor)
@@ -186,37 +242,35 @@ class ModelManager:
 
     async def unload(self, reference: str, deadline: Deadline, *, actor: str, reason: str = "Requested") -> Entry:
         """Let its requests finish, end its worker, return when its memory is free; fine if it is not loaded."""
-        slot = self._slot(self._catalogue.entry(reference))
+        slot = self._slot(reference)
         if slot.loading is not None:
             slot.loading.cancel()
             await asyncio.wait([slot.loading], timeout=deadline.remaining_s())
         await self._unload_in_full(slot, reason=reason, actor=actor, patience_s=deadline.remaining_s())
+        await self._workers.end_sleeping(slot.reference)
         return slot.entry
 
     async def remove(self, reference: str, *, actor: str) -> None:
-        """Unload and forget a version, or every version of a name; its files go when nothing else uses them."""
+        """Unload and forget a version, or every version of a name; its files go when nothing else uses them.
+
+        Conflict, and nothing is unloaded, while an alias names one of them.
+        """
         name, number = parse_reference(reference)
         entry = self._catalogue.entry(reference)
-        for doomed in [entry] if number is not None else self._catalogue.versions(name):
+        entries = [entry] if number is not None else self._catalogue.versions(name)
+        self._catalogue.check_unused(name, entries)
+        for doomed in entries:
             await self.unload(doomed.version.reference, NEVER, actor=actor, reason="Removed")
             await self._catalogue.remove(doomed, actor=actor)
-            self._slots.pop((name, doomed.version.version), None)
+            self._roster.forget(doomed)
             artifact = doomed.version.artifact
             if artifact is not None and not self._catalogue.uses(artifact):
                 await self._sources.discard(artifact)
-        left = self._catalogue.versions(name)
-        resident = self._slot(left[-1]).resident if left else None
-        if resident is not None:
-            self._found[name] = resident
 
     # loading
 
-    def _slot(self, entry: Entry) -> Slot:
-        key = (entry.version.name, entry.version.version)
-        slot = self._slots.get(key)
-        if slot is None:
-            slot = self._slots[key] = Slot(entry, self._limits)
-        return slot
+    def _slot(self, reference: str) -> Slot:
+        return self._roster.slot(self._catalogue.entry(reference))
 
     async def _await_load(self, slot: Slot, deadline: Deadline, *, reason: str, actor: str) -> Resident:
         if slot.loading is None:
@@ -241,16 +295,27 @@ class ModelManager:
         if task is not None and not task.cancelled():
             task.exception()  # told to those who waited; nobody may have
 
-    def _load_in_background(self, slot: Slot, reason: str, *, after_s: float = 0.0) -> None:
-        async def load() -> None:
-            await asyncio.sleep(after_s)
-            if slot.resident is None:
-                try:
-                    await self._await_load(slot, NEVER, reason=reason, actor="system")
-                except MocError as error:
-                    log.warning("load failed", model=slot.reference, error=error.message)
+    def _load_in_background(self, slot: Slot, reason: str) -> None:
+        self._tasks.spawn(self._load_unasked(slot, reason))
 
-        self._tasks.spawn(load())
+    async def _load_unasked(self, slot: Slot, reason: str) -> None:
+        if slot.resident is None:
+            try:
+                await self._await_load(slot, NEVER, reason=reason, actor="system")
+            except MocError as error:
+                log.warning("load failed", model=slot.reference, error=error.message)
+
+    def _succeed_in_background(self, slot: Slot, predecessor: Slot) -> None:
+        if not self._stopping:
+            self._tasks.spawn(self._succeed(slot, predecessor))
+
+    async def _succeed(self, slot: Slot, predecessor: Slot) -> None:
+        """Load a version nobody has asked for yet, and not at the expense of the one that answers until then."""
+        self.hold(predecessor.reference)
+        try:
+            await self._load_unasked(slot, "Successor")
+        finally:
+            self.unhold(predecessor.reference)
 
     async def _load(self, slot: Slot, *, reason: str, actor: str) -> Resident:
         async with slot.lock:
@@ -261,9 +326,10 @@ class ModelManager:
                 await self._catalogue.move(entry, State.LOADING, reason=reason, actor=actor)
             try:
                 artifact = await self._loader.pull(slot)
-                async with asyncio.timeout(self._limits.load_timeout_s):
+                async with asyncio.timeout(self._roster.limits.load_timeout_s):
                     worker = await self._loader.launch(slot, artifact)
             except asyncio.CancelledError:
+                slot.give_up()
                 self._memory.release(slot.reference)
                 if not self._stopping:  # else it stays `loading`, and the next coordinator loads it
                     await self._catalogue.move(entry, State.REGISTERED, reason="Cancelled", worker_id="")
@@ -283,6 +349,7 @@ class ModelManager:
         evicted, slot.evicted = slot.evicted, ()
         if isinstance(error, NoCapacity):
             failure: MocError = error  # tried again at the next request: memory comes and goes
+            slot.give_up()
             reason = FailReason.OUT_OF_MEMORY
             evicted = error.details.get("evicted", ())
         else:
@@ -291,7 +358,7 @@ class ModelManager:
         if slot.entry.status.state is not State.FAILED:
             await self._catalogue.move(slot.entry, State.FAILED, reason=reason, message=failure.message, worker_id="")
         for reference in evicted:
-            self._load_in_background(self._slot(self._catalogue.entry(reference)), "Restored")
+            self._load_in_background(self._slot(reference), "Restored")
         return failure
 
     def _publish(self, slot: Slot, worker: Worker) -> Resident:
@@ -302,19 +369,13 @@ class ModelManager:
             worker_id=worker.id,
             max_concurrent=version.spec.max_concurrent,
             max_queue=version.spec.max_queue,
+            batching=version.spec.batching,
             adopted=worker.adopted,
         )
-        slot.occupy(resident)
-        self._found[version.reference] = resident
-        if self._catalogue.entry(version.name) is slot.entry:
-            self._found[version.name] = resident
+        self._roster.publish(slot, resident)
         if all(held.id != worker.id for held in self._workers.workers()):
             self._lost(worker, "ended right after it was ready")  # before anybody could be told
         return resident
-
-    def _withdraw(self, slot: Slot) -> None:
-        resident, slot.resident = slot.resident, None
-        self._found = {key: value for key, value in self._found.items() if value is not resident}
 
     # unloading, and being bereaved
 
@@ -323,28 +384,38 @@ class ModelManager:
         await asyncio.shield(self._tasks.spawn(self._unload(slot, **how)))
 
     async def _unload(
-        self, slot: Slot, *, reason: str, actor: str, patience_s: float | None, message: str = ""
+        self,
+        slot: Slot,
+        *,
+        reason: str,
+        actor: str,
+        patience_s: float | None,
+        message: str = "",
+        may_sleep: bool = False,
     ) -> None:
         async with slot.lock:
             resident = slot.resident
-            if resident is None or (reason == IDLE and resident.idle_s() < slot.entry.version.spec.ttl_s):
+            if resident is None or (reason == IDLE and not self._is_idle(slot, resident)):
                 return
-            self._withdraw(slot)
+            slot.forgive()
+            self._roster.withdraw(slot)
             await self._catalogue.move(slot.entry, State.DRAINING, reason=reason, actor=actor)
-            limit = self._limits.drain_timeout_s
+            limit = self._roster.limits.drain_timeout_s
             await resident.idle(limit if patience_s is None else min(limit, patience_s))
             await self._catalogue.move(slot.entry, State.UNLOADING, reason=reason, actor=actor)
             await self._loader.learn(slot, resident)
-            await self._workers.stop_worker(resident.worker_id, reason=reason)
+            await self._workers.stop_worker(resident.worker_id, reason=reason, may_sleep=may_sleep)
             self._memory.release(slot.reference)
+            if slot.reference in self._workers.sleeping():
+                reason = ASLEEP
             await self._catalogue.move(
                 slot.entry, State.REGISTERED, reason=reason, actor=actor, worker_id="", message=message
             )
 
     def _lost(self, worker: Worker, why: str) -> None:
-        for slot in self._slots.values():
+        for slot in self._roster.slots():
             if slot.resident is not None and slot.resident.worker_id == worker.id:
-                self._withdraw(slot)
+                self._roster.withdraw(slot)
                 if not self._stopping:
                     self._tasks.spawn(self._recover(slot, why))
                 return
@@ -361,7 +432,7 @@ class ModelManager:
                 return
             message = f"the worker of {slot.reference} died: {why}"
             await self._catalogue.move(slot.entry, State.LOADING, reason="WorkerLost", message=message, worker_id="")
-        self._load_in_background(slot, "WorkerLost", after_s=slot.restart_pause_s)
+        self._load_in_background(slot, "WorkerLost")
 
     async def _end_lost(self, slot: Slot, worker_id: str, why: str) -> None:
         async with slot.lock:
@@ -376,10 +447,18 @@ class ModelManager:
         """Unload what has been idle for its ttl; learn what those that are loaded take."""
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
-            for slot in list(self._slots.values()):
-                spec, resident = slot.entry.version.spec, slot.resident
-                if resident is not None:
-                    await self._loader.learn(slot, resident)
-                if resident is None or spec.pin or not spec.ttl_s or resident.idle_s() < spec.ttl_s:
+            await self._loader.relieve()
+            for slot in self._roster.slots():
+                resident = slot.resident
+                if resident is None:
                     continue
-                self._tasks.spawn(self._unload(slot, reason=IDLE, actor="system", patience_s=None))
+                await self._loader.learn(slot, resident)
+                if self._is_idle(slot, resident):
+                    unload = self._unload(slot, reason=IDLE, actor="system", patience_s=None, may_sleep=True)
+                    self._tasks.spawn(unload)
+
+    def _is_idle(self, slot: Slot, resident: Resident) -> bool:
+        """Whether it has had nothing to do for so long that it may go."""
+        spec = slot.entry.version.spec
+        kept = spec.pin or not spec.ttl_s or spec.runtime == REMOTE or self.is_held(slot.reference)
+        return not kept and resident.idle_s() >= spec.ttl_s

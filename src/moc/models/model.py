@@ -12,25 +12,54 @@ import msgspec
 from moc.kernel.errors import InvalidRequest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-RUNTIMES = ("llama_cpp", "onnx", "python", "transformers")
-SHARDED = ("llama_cpp", "python")
+RUNTIMES = ("llama_cpp", "onnx", "python", "transformers", "command", "remote")
+SHARDED = ("llama_cpp", "python", "command")
 """Those that can spread a model over several devices."""
+
+REMOTE = "remote"
+"""The runtime of models that run elsewhere: they take no memory here, have no files, and stay loaded once they are."""
+
+SOURCELESS = ("command",)
+"""Those that may do without files of the model: the engine has its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """How requests on tensors are gathered: up to `max_batch` rows, none of them waiting longer than `max_delay_ms`."""
+
+    max_batch: int
+    max_delay_ms: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """A request that a loaded model is asked every `interval_s`, and that it has to answer within `timeout_s`.
+
+    `body` is the JSON of the request, as a caller would send it; tensors are zeros of the shapes the model takes.
+    """
+
+    kind: str
+    body: dict[str, Any] = field(default_factory=dict)
+    interval_s: float = 30.0
+    timeout_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """What the operator asked for; one entry of `models:` in `moc.yaml`.
 
-    `source` says where the artifact comes from (`file:`, `pypi:`, `https:`, `hf:`); `options` belong to
-    the runtime; `ttl_s` unloads after that idle time (0 = never); `pin` keeps it loaded whatever its
-    idle time; `preload` loads it at start; `memory_bytes` is the declared need; `priority` 1 (highest) to 10;
-    `max_concurrent` requests run at once (never more than the engine takes), `max_queue` wait. It is spread over
-    `shards` devices; never loaded beside another of its `group` (empty = none); and not unloaded for another
-    within `min_residency_s` of its loading (None = as the coordinator does for all).
+    `source` says where the artifact comes from (`file:`, `pypi:`, `https:`, `hf:`; empty = none); `options` belong to
+    the runtime; `ttl_s` unloads after that idle time (0 = never); `pin` keeps it loaded whatever its idle time;
+    `preload` loads it at start; `memory_bytes` is the declared need; `priority` 1 (highest) to 10; `max_concurrent`
+    requests run at once (never more than the engine takes), `max_queue` wait (None = as many as of any model). It is
+    spread over `shards` devices; never loaded beside another of its `group` (empty = none); and not unloaded for
+    another within `min_residency_s` of its loading (None = as the coordinator does for all). `batching` gathers
+    requests on tensors; `canary` is what tells whether it still answers. `cost` is what a request costs, in any unit,
+    for aliases that go by it.
     """
 
     runtime: str
-    source: str
+    source: str = ""
     sha256: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     devices: str | list[str] = "auto"
@@ -39,11 +68,14 @@ class ModelSpec:
     pin: bool = False
     ttl_s: float = 300.0
     priority: int = 5
-    max_concurrent: int = 64
-    max_queue: int = 256
+    max_concurrent: int | None = None
+    max_queue: int | None = None
     shards: int = 1
     group: str = ""
     min_residency_s: float | None = None
+    batching: Batching | None = None
+    canary: Canary | None = None
+    cost: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

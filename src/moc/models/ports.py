@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from moc.kernel.records import Fence
 from moc.models.model import Artifact, ModelSpec, ModelVersion
+from moc.resilience.breaker import Circuit
 from moc.resilience.deadline import Deadline
 
 
@@ -66,11 +67,21 @@ class Workers(Protocol):
         """
         ...
 
-    async def stop_worker(self, worker_id: str, *, reason: str) -> None:
+    async def stop_worker(self, worker_id: str, *, reason: str, may_sleep: bool = False) -> None:
         """End a worker and all its children; returns when they are dead. No error when it is gone already.
 
-        Asked politely first, SIGTERM after `stop_grace_s`, then SIGKILL.
+        Asked politely first, SIGTERM after `stop_grace_s`, then SIGKILL. With `may_sleep`, one that can is put to
+        sleep instead: it gives the memory of its devices back, and `start_worker` for its model on the same devices
+        wakes it.
         """
+        ...
+
+    def sleeping(self) -> list[str]:
+        """The models (`name@version`) whose workers sleep."""
+        ...
+
+    async def end_sleeping(self, model: str) -> None:
+        """End the worker that sleeps with a model; no error when there is none."""
         ...
 
     async def adopt(self) -> list[Worker]:
@@ -94,6 +105,14 @@ class Workers(Protocol):
 
     def pids(self, worker_id: str) -> frozenset[int]:
         """The worker's process tree, as last measured; empty when unknown."""
+        ...
+
+
+class Warm(Protocol):
+    """Tries a worker that was just started."""
+
+    async def __call__(self, version: ModelVersion, worker_id: str) -> None:
+        """LoadFailed when it does not do what it should."""
         ...
 
 
@@ -160,7 +179,15 @@ class Memory(Protocol):
         ...
 
     def release(self, reference: str) -> None:
-        """Its process is dead; idempotent."""
+        """Its process is dead, or sleeps; idempotent."""
+        ...
+
+    def has_room(self, version: ModelVersion, needs: Mapping[str, int]) -> bool:
+        """Whether `reserve` would charge a version now without unloading others."""
+        ...
+
+    def is_short(self) -> bool:
+        """Whether more is in use of a device than is to be."""
         ...
 
 
@@ -192,4 +219,40 @@ class Sources(Protocol):
 
     async def discard(self, artifact: Artifact) -> None:
         """Delete the files if they are the coordinator's own copy; leave a user's `file:` alone."""
+        ...
+
+
+class Sample(Protocol):
+    """What requests of one version came to: how many, how many failed by the engine's fault, how long they took."""
+
+    @property
+    def count(self) -> int:
+        """Requests that were answered, or failed by the engine's fault."""
+        ...
+
+    @property
+    def failures(self) -> int: ...
+
+    def quantile_s(self, q: float) -> float:
+        """Seconds in the engine that a share `q` of them did not exceed."""
+        ...
+
+    def __sub__(self, earlier: Self) -> Self:
+        """What came since then."""
+        ...
+
+
+class Circuits(Protocol):
+    """What stands between requests and workers."""
+
+    def circuit(self, worker_id: str) -> Circuit:
+        """It is open while requests are refused because too many before them failed."""
+        ...
+
+
+class Observations(Protocol):
+    """What is seen of the requests of each version."""
+
+    def snapshot(self, reference: str) -> Sample:
+        """All since the coordinator started."""
         ...

@@ -3,6 +3,8 @@
 import asyncio
 import time
 
+from moc.models.model import Batching
+
 
 class Resident:
     """One loaded model version. `enter` and `leave` bracket every request: it is not unloaded under one."""
@@ -10,6 +12,7 @@ class Resident:
     __slots__ = (
         "_idle",
         "adopted",
+        "batching",
         "digest",
         "first_used_at",
         "last_used_at",
@@ -23,13 +26,22 @@ class Resident:
     )
 
     def __init__(
-        self, *, reference: str, digest: str, worker_id: str, max_concurrent: int, max_queue: int, adopted: bool
+        self,
+        *,
+        reference: str,
+        digest: str,
+        worker_id: str,
+        max_concurrent: int | None,
+        max_queue: int | None,
+        batching: Batching | None,
+        adopted: bool,
     ) -> None:
         self.reference = reference
         self.digest = digest
         self.worker_id = worker_id
         self.max_concurrent = max_concurrent
         self.max_queue = max_queue
+        self.batching = batching
         self.adopted = adopted
         self.users = 0
         self.uses = 0

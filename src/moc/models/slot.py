@@ -4,32 +4,30 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
-from moc.kernel.errors import LoadFailed, MocError
+from moc.kernel.clock import SystemClock
+from moc.kernel.errors import CircuitOpen, LoadFailed, MocError
 from moc.models.catalogue import Entry
 from moc.models.model import FailReason
 from moc.models.resident import Resident
+from moc.resilience.breaker import Breaker, BreakerLimits, Circuit
+from moc.resilience.bulkhead import Bulkhead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """How patient the manager is. Seconds throughout.
 
-    After a crash the worker is started again at once, then after `backoff_s`, twice that and so on up to
-    `backoff_max_s`; after `restarts_max` crashes without `healthy_s` of quiet in between it stays down.
-    `memory_wait_s` is how long a load waits for memory that others are about to give back.
+    `memory_wait_s` is how long a load waits for memory that others are about to give back. A version that could not
+    be loaded, or whose worker died within `healthy_s`, so many times in a row as `breaker` says is left alone for a
+    while. Of a model that does not say it itself, as many callers may wait for its load as `bulkhead` says.
     """
 
     load_timeout_s: float = 600.0
     drain_timeout_s: float = 60.0
     memory_wait_s: float = 60.0
-    backoff_s: float = 0.5
-    backoff_max_s: float = 30.0
-    restarts_max: int = 5
     healthy_s: float = 60.0
-
-    def pause_s(self, failures: int) -> float:
-        """How long to wait after so many failures in a row."""
-        return min(self.backoff_max_s, self.backoff_s * 2.0 ** max(0, failures - 1))
+    breaker: BreakerLimits = field(default_factory=BreakerLimits)
+    bulkhead: Bulkhead = field(default_factory=Bulkhead)
 
 
 @dataclass(slots=True)
@@ -47,10 +45,13 @@ class Slot:
     waiting: int = 0
     evicted: tuple[str, ...] = ()
     launched_at: float = 0.0
-    failures: int = 0
-    failed_at: float = 0.0
     failure: LoadFailed | None = None
     ready_at: float = 0.0
+    breaker: Breaker = field(init=False)
+    era: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.forgive()
 
     @property
     def reference(self) -> str:
@@ -59,22 +60,29 @@ class Slot:
 
     def occupy(self, resident: Resident) -> None:
         """It is loaded."""
+        if self.breaker.circuit is not Circuit.CLOSED:
+            self.forgive()
         self.resident, self.failure, self.ready_at = resident, None, time.monotonic()
         self.evicted = ()
 
     def forgive(self) -> None:
-        """Forget what failed: somebody wants it tried again now."""
-        self.failure, self.failures = None, 0
+        """Forget what failed: it proved healthy, or somebody wants it tried again now."""
+        self.failure = None
+        self.breaker = Breaker(self.reference, limits=self.limits.breaker, clock=SystemClock())
+        self.era = self.breaker.allow()
 
-    def refuse_in_backoff(self) -> None:
-        """LoadFailed, again, while the pause after the last failure lasts."""
-        if self.failure is None:
-            return
-        left = self.failed_at + self.limits.pause_s(self.failures) - time.monotonic()
-        if left > 0:
-            again = LoadFailed(self.failure.message, reason=self.failure.reason, details=self.failure.details)
-            again.retry_after_s = left
-            raise again
+    def admit(self) -> None:
+        """Let a request load it. CircuitOpen, with the story of the last failure, after too many of them."""
+        try:
+            self.era = self.breaker.allow()
+        except CircuitOpen as refusal:
+            last = self.failure.message if self.failure else "unknown"
+            raise CircuitOpen(
+                f"{self.reference} keeps failing and is left alone for {refusal.retry_after_s:.0f} s more, or until "
+                f"`moc models load`; the last failure: {last}",
+                details=self.failure.details if self.failure else {},
+                retry_after_s=refusal.retry_after_s,
+            ) from None
 
     def fail(self, error: Exception) -> LoadFailed:
         """Remember why it could not be loaded."""
@@ -86,25 +94,26 @@ class Slot:
         else:
             text = error.message if isinstance(error, MocError) else f"{type(error).__name__}: {error}"
             failure = LoadFailed(text, reason=FailReason.LOAD_FAILED)
-        self.failure, self.failed_at = failure, time.monotonic()
-        self.failures += 1
+        self._count(failure)
         return failure
 
     def crash(self, why: str) -> LoadFailed | None:
-        """Its worker died. The error to stay down with, or None when it is to be started again after a pause."""
+        """Its worker died. The error to stay down with, or None when it is to be started again at once."""
         if time.monotonic() - self.ready_at >= self.limits.healthy_s:
-            self.failures = 0
-        self.failures += 1
+            self.forgive()
         message = f"the worker of {self.reference} died: {why}"
-        if self.failures > self.limits.restarts_max:
-            message += f", {self.failures} times in a row; see its log, then `moc models load` it"
-            return LoadFailed(message, reason=FailReason.RUNTIME_UNHEALTHY)
-        if self.failures > 1:
-            self.failure = LoadFailed(f"{message}; it is being started again", reason=FailReason.RUNTIME_UNHEALTHY)
-            self.failed_at = time.monotonic()
-        return None
+        self._count(LoadFailed(message, reason=FailReason.RUNTIME_UNHEALTHY))
+        if self.breaker.circuit is Circuit.CLOSED:
+            return None
+        message += ", too often in a row; see its log, then `moc models load` it"
+        return LoadFailed(message, reason=FailReason.RUNTIME_UNHEALTHY)
 
-    @property
-    def restart_pause_s(self) -> float:
-        """How long to wait before it is started again after a crash: not at all after the first."""
-        return 0.0 if self.failures <= 1 else self.limits.pause_s(self.failures)
+    def give_up(self) -> None:
+        """A load ended that tells nothing of the version: it was stopped, or there was no room."""
+        self.breaker.abandoned(self.era)
+
+    def _count(self, failure: LoadFailed) -> None:
+        self.failure = failure
+        if self.breaker.circuit is Circuit.CLOSED:  # not every load begins with a request that was admitted
+            self.era = self.breaker.allow()
+        self.breaker.failed(self.era)

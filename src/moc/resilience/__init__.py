@@ -1,1 +1,1 @@
-"""Deadlines and bulkheads: what keeps one slow thing from stopping everything."""
+"""Deadlines, bulkheads, breakers, budgets: what keeps one slow or failing thing from stopping everything."""

@@ -38,6 +38,13 @@ class Authenticator:
         self._failures_rate = Rate(failed_logins_per_min, 60)
         self._on_failed = on_failed
 
+    def adjust(self, *, require_key: bool, failed_logins_per_min: int) -> None:
+        """Let these count from the next request on; with another rate every address begins anew."""
+        self._require_key = require_key
+        rate = Rate(failed_logins_per_min, 60)
+        if rate != self._failures_rate:
+            self._failures, self._failures_rate = Rates(), rate
+
     def identify(self, token: str | None, address: str = "") -> Identity:
         """Whose key this is, shown from an IP address ('' = unknown).
 

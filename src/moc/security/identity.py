@@ -17,8 +17,8 @@ class Role(StrEnum):
 class Identity:
     """Who makes a request.
 
-    `models` are globs of the models it may have to do with, empty = everything its role allows; `quota` counts
-    what its key asks.
+    `models` are globs of the models it may have to do with, empty = everything its role allows; where it waits
+    with others its share of the service is as `weight` to theirs; `quota` counts what its key asks.
     """
 
     key_id: str
@@ -26,6 +26,7 @@ class Identity:
     role: Role
     models: tuple[str, ...] = ()
     quota: Quota = field(default=UNLIMITED, compare=False, repr=False)
+    weight: float = 1.0
 
 
 ANYONE = Identity("anonymous", "anonymous", Role.ADMIN)

@@ -15,6 +15,7 @@ from moc.security.quota import Rate
 
 MODELS_MAX = 64
 CONCURRENCY_MAX = 100_000
+WEIGHT_MIN, WEIGHT_MAX = 0.1, 100.0
 EXPIRES_IN_MAX_S = 10 * 365 * 86_400.0
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._@-]{0,63}", re.ASCII)
@@ -42,8 +43,9 @@ MOVES: dict[KeyState, frozenset[KeyState]] = {
 class KeyTerms:
     """What a key is to be good for.
 
-    `models` are globs, empty = all; it ends `expires_in_s` after it was made, None = never; `curve_public` is
-    the public key, in Z85, with which a ZeroMQ client proves itself instead.
+    `models` are globs, empty = all; it ends `expires_in_s` after it was made, None = never; of a model that others
+    wait for too it gets a share as its `weight` is to theirs; `curve_public` is the public key, in Z85, with which a
+    ZeroMQ client proves itself instead.
     """
 
     name: str = ""
@@ -52,6 +54,7 @@ class KeyTerms:
     expires_in_s: float | None = None
     rate: Rate | None = None
     max_concurrency: int | None = None
+    weight: float = 1.0
     curve_public: str = ""
 
     def check(self) -> None:
@@ -66,6 +69,8 @@ class KeyTerms:
             raise InvalidRequest("a key expires after one second to ten years")
         if self.max_concurrency is not None and not 1 <= self.max_concurrency <= CONCURRENCY_MAX:
             raise InvalidRequest(f"`max_concurrency` is 1 to {CONCURRENCY_MAX}, not {self.max_concurrency}")
+        if not WEIGHT_MIN <= self.weight <= WEIGHT_MAX:
+            raise InvalidRequest(f"`weight` is {WEIGHT_MIN} to {WEIGHT_MAX}, not {self.weight:g}")
         if self.curve_public and _Z85.fullmatch(self.curve_public) is None:
             raise InvalidRequest("`curve_public` is a ZeroMQ CURVE public key in Z85, 40 characters")
 
@@ -86,6 +91,7 @@ class ApiKey:
     models: tuple[str, ...] = ()
     rate: Rate | None = None
     max_concurrency: int | None = None
+    weight: float = 1.0
     curve_public: str = ""
     expires_at: float | None = None
     rotated_at: float | None = None
@@ -126,6 +132,7 @@ def new_key(terms: KeyTerms, *, now: float, actor: str) -> tuple[str, ApiKey]:
         models=terms.models,
         rate=terms.rate,
         max_concurrency=terms.max_concurrency,
+        weight=terms.weight,
         curve_public=terms.curve_public,
         expires_at=None if terms.expires_in_s is None else now + terms.expires_in_s,
     )

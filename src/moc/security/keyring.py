@@ -49,7 +49,7 @@ class HeldKey:
         self.key = key
         self.revision = revision
         self.used_at = 0.0
-        self.identity = Identity(key.id, key.name, key.role, key.models, quota)
+        self.identity = Identity(key.id, key.name, key.role, key.models, quota, key.weight)
         self.until = -math.inf if key.revoked_at is not None else math.inf if key.expires_at is None else key.expires_at
         self._digest = bytes.fromhex(key.sha256)
         self._former = bytes.fromhex(key.former_sha256)

@@ -19,6 +19,8 @@ class Operation(StrEnum):
     READ_KEYS = "keys.read"
     CHANGE_KEYS = "keys.change"
     READ_AUDIT = "audit.read"
+    READ_CONFIG = "config.read"
+    CHANGE_CONFIG = "config.change"
 
 
 _READER = frozenset({Operation.READ_MODELS, Operation.READ_SYSTEM, Operation.READ_DEVICES, Operation.READ_LEASES})

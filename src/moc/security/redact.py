@@ -9,6 +9,9 @@ MASK = "[redacted]"
 _NAMES = frozenset({"authorization", "x-api-key", "token", "secret", "password", "api_key", "cookie"})
 """What is logged under these names is never shown."""
 
+_NAMED_SO = re.compile(r"(?i)[_-](token|secret|password|key)$")
+"""Nor is a text under a name that ends so, such as `HF_TOKEN`."""
+
 _SECRETS = (
     (re.compile(r"\b(moc_[0-9a-f]{12})_[A-Za-z0-9_-]{16,}"), rf"\1_{MASK}"),  # the id may be told
     (re.compile(r"(?i)\b(bearer|basic)\s+[^\s'\",;]+"), rf"\1 {MASK}"),
@@ -27,18 +30,19 @@ def redacted(text: str) -> str:
 
 def redact(_: Any, __: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """A structlog processor: the entry without secrets, however deep they are."""
-    return {name: _clean(name, value) for name, value in entry.items()}
+    return {name: without_secrets(name, value) for name, value in entry.items()}
 
 
-def _clean(name: str, value: Any) -> Any:
+def without_secrets(name: str, value: Any) -> Any:
+    """What may be shown of a value called `name`, however deep its secrets are."""
     if value and name.lower() in _NAMES:
         return MASK
     if isinstance(value, str):
-        return redacted(value)
+        return MASK if value and _NAMED_SO.search(name) else redacted(value)
     if isinstance(value, Mapping):
-        return {key: _clean(str(key), each) for key, each in value.items()}
+        return {key: without_secrets(str(key), each) for key, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_clean("", each) for each in value]
+        return [without_secrets("", each) for each in value]
     if value is None or isinstance(value, bool | int | float):
         return value
     return redacted(repr(value))

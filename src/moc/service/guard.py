@@ -43,6 +43,11 @@ def check(identity: Identity, operation: Operation, *, model: str | None = None)
 def visible(identity: Identity, operation: Operation) -> Callable[[str], bool]:
     """Count a request for a list of models, and tell which of them the caller may see; raises like `require`."""
     identity.quota.spend()
+    return seen(identity, operation)
+
+
+def seen(identity: Identity, operation: Operation) -> Callable[[str], bool]:
+    """Like `visible`, for another list that a counted request needs."""
     _check_role(identity, operation)
     return lambda model: not identity.models or covers(identity.models, model)
 

@@ -26,6 +26,7 @@ class KeyWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     expires_in_s: float | None = None
     rate: str | None = None
     max_concurrency: int | None = None
+    weight: float = 1.0
     curve_public: str = ""
 
 
@@ -40,6 +41,7 @@ class KeyView:
     models: list[str]
     rate: str | None
     max_concurrency: int | None
+    weight: float
     curve_public: str
     created_at: str
     created_by: str
@@ -87,6 +89,7 @@ class KeysService:
             expires_in_s=wish.expires_in_s,
             rate=None if wish.rate is None else Rate.parse(wish.rate),
             max_concurrency=wish.max_concurrency,
+            weight=wish.weight,
             curve_public=wish.curve_public,
         )
         token, key = await self._keys.create(terms, actor=identity.key_id)
@@ -117,6 +120,7 @@ class KeysService:
             models=[*key.models],
             rate=None if key.rate is None else str(key.rate),
             max_concurrency=key.max_concurrency,
+            weight=key.weight,
             curve_public=key.curve_public,
             created_at=rfc3339(key.created_at),
             created_by=key.created_by,

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 
 from moc.security.authenticator import Authenticator
+from moc.service.aliases import AliasesService
 from moc.service.audit import AuditService
+from moc.service.configuration import ConfigurationService
 from moc.service.devices import DevicesService
 from moc.service.inference import InferenceService
 from moc.service.keys import KeysService
 from moc.service.leases import LeasesService
 from moc.service.models import ModelsService
+from moc.service.rollouts import RolloutsService
 from moc.service.system import SystemService
 
 
@@ -19,8 +22,11 @@ class Services:
     authenticator: Authenticator
     inference: InferenceService
     models: ModelsService
+    aliases: AliasesService
+    rollouts: RolloutsService
     devices: DevicesService
     leases: LeasesService
     keys: KeysService
     audit: AuditService
+    configuration: ConfigurationService
     system: SystemService

@@ -4,16 +4,17 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Protocol
 
 import psutil
 
 from moc.kernel.records import Store
 from moc.security.identity import Identity
 from moc.security.policy import Operation
+from moc.service.checks import Checks, HeldSeat
 from moc.service.devices import DevicesService
 from moc.service.guard import require, visible
 from moc.service.leases import LeasesService
+from moc.service.replica import Replica
 from moc.service.views import (
     ChargeView,
     EventView,
@@ -32,33 +33,6 @@ from moc.telemetry.metrics import CONTENT_TYPE, DeviceGauges, Metrics
 METRICS_CONTENT_TYPE = CONTENT_TYPE
 
 
-class HeldSeat(Protocol):
-    """A seat as this replica sees it."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def term(self) -> int: ...
-
-    @property
-    def held(self) -> bool: ...
-
-
-class Replica:
-    """This process: where it runs, and how far it has come."""
-
-    def __init__(self, *, name: str, host: str, version: str, data_dir: str, store: str) -> None:
-        self.name = name
-        self.host = host
-        self.version = version
-        self.data_dir = data_dir
-        self.store = store
-        self.started_at = time.time()
-        self.state = "starting"
-        self.urls: dict[str, str] = {}
-
-
 class SystemService:
     """Workers, events, health and metrics of this replica."""
 
@@ -72,6 +46,7 @@ class SystemService:
         devices: DevicesService,
         leases: LeasesService,
         metrics: Metrics,
+        checks: Checks,
     ) -> None:
         self._replica = replica
         self._store = store
@@ -80,6 +55,7 @@ class SystemService:
         self._devices = devices
         self._leases = leases
         self._metrics = metrics
+        self._checks = checks
 
     async def workers(self, identity: Identity, *, after: str | None, limit: int) -> Page[WorkerView]:
         """The worker processes, oldest first."""
@@ -139,11 +115,13 @@ class SystemService:
         """True while the event loop turns; whoever gets this answer has it."""
         return True
 
-    def readiness(self) -> Readiness:
-        """Whether requests should be sent here."""
-        parts = {"replica": self._replica.state == "ready"}
-        parts.update({f"seat {seat.name}": seat.held for seat in self._seats})
-        return Readiness(all(parts.values()), parts)
+    def readiness(self, identity: Identity | None = None) -> Readiness:
+        """Whether requests should be sent here; see `service.checks.Checks.readiness`."""
+        return self._checks.readiness(identity)
+
+    def is_started(self) -> bool:
+        """False until it was ready for the first time."""
+        return self._replica.state != "starting"
 
     @property
     def version(self) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from moc.gpu.broker import Broker
 from moc.gpu.device import CUDA, DECLARED, HOST, Device, DeviceReading
-from moc.gpu.eviction import Refusal, Tenant
+from moc.gpu.eviction import Plan, Refusal, Tenant
 from moc.gpu.ledger import Charge, Demand
 from moc.gpu.monitor import DeviceMonitor
 from moc.kernel.errors import NoCapacity
@@ -138,6 +138,15 @@ class Tenancy:
         """See `models.ports.Memory`."""
         self.broker.release(_HOLDER + reference)
 
+    def has_room(self, version: ModelVersion, needs: Mapping[str, int]) -> bool:
+        """See `models.ports.Memory`."""
+        outcome = self.broker.explain(self._demand(version, needs))
+        return isinstance(outcome, Plan) and not outcome.victims
+
+    def is_short(self) -> bool:
+        """See `models.ports.Memory`."""
+        return any(free < 0 for free in self.broker.ledger().free().values())
+
     # for the broker
 
     def tenants(self) -> Sequence[Tenant]:
@@ -148,7 +157,7 @@ class Tenancy:
                 device=charge.device,
                 bytes=charge.bytes,
                 priority=entry.version.spec.priority,
-                pinned=entry.version.spec.pin,
+                pinned=entry.version.spec.pin or self.manager.is_held(resident.reference),
                 in_flight=resident.users,
                 loaded_at=resident.loaded_at,
                 last_used_at=resident.last_used_at,

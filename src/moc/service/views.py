@@ -1,6 +1,6 @@
 """What callers see of the nouns: plain data, times as RFC 3339 UTC, sizes in bytes, durations in seconds."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
@@ -10,6 +10,7 @@ from moc.kernel.events import Event
 from moc.models.catalogue import Entry
 from moc.models.footprint import Footprint
 from moc.models.ports import Worker
+from moc.resilience.bulkhead import Bulkhead
 
 V = TypeVar("V")
 
@@ -69,6 +70,8 @@ class ExpectedMemoryView:
 class ModelView:
     """A model version: what it is, how it is doing, and the worker that holds it.
 
+    `problem` says why it does not answer though it is loaded, empty when it does. `circuit` is open while requests are
+    refused because those before failed, half_open while one is let through to try.
     `host_memory_bytes` is the most main memory it was measured to take beside its GPUs, None if it never was.
     """
 
@@ -102,6 +105,11 @@ class ModelView:
     info: dict[str, Any]
     adopted: bool
     worker: WorkerView | None
+    problem: str
+    batching: dict[str, Any] | None
+    canary: dict[str, Any] | None
+    cost: float
+    circuit: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,10 +234,11 @@ class LeaseView:
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether requests should be sent here, and which part says no."""
+    """Whether requests should be sent here; how each part is, and why those that are not well are not."""
 
     ready: bool
     parts: dict[str, bool] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 def worker_view(worker: Worker, *, memory_bytes: int, in_flight: int) -> WorkerView:
@@ -252,10 +261,18 @@ def worker_view(worker: Worker, *, memory_bytes: int, in_flight: int) -> WorkerV
 
 
 def model_view(
-    entry: Entry, worker: WorkerView | None, expected: Footprint | None, *, host_memory_bytes: int | None
+    entry: Entry,
+    worker: WorkerView | None,
+    expected: Footprint | None,
+    *,
+    host_memory_bytes: int | None,
+    problem: str,
+    circuit: str,
+    bulkhead: Bulkhead,
 ) -> ModelView:
     """A version with the worker that holds it, and what it is expected to need."""
     version, status, spec = entry.version, entry.status, entry.version.spec
+    bulkhead = bulkhead.but(spec.max_concurrent, spec.max_queue)
     artifact = version.artifact
     return ModelView(
         name=version.name,
@@ -275,18 +292,23 @@ def model_view(
         shards=spec.shards,
         group=spec.group,
         min_residency_s=spec.min_residency_s,
+        batching=None if spec.batching is None else asdict(spec.batching),
+        canary=None if spec.canary is None else asdict(spec.canary),
+        cost=spec.cost,
         preload=spec.preload,
         pin=spec.pin,
         ttl_s=spec.ttl_s,
         priority=spec.priority,
-        max_concurrent=spec.max_concurrent,
-        max_queue=spec.max_queue,
+        max_concurrent=bulkhead.max_concurrent,
+        max_queue=bulkhead.max_queue,
         created_at=rfc3339(version.created_at),
         changed_at=rfc3339(status.changed_at),
         artifact=None if artifact is None else ArtifactView(sha256=artifact.sha256, size_bytes=artifact.size_bytes),
         load_s=status.load_s,
         info=status.info,
         adopted=worker is not None and worker.adopted,
+        problem=problem,
+        circuit=circuit,
         worker=worker,
     )
 

@@ -76,6 +76,10 @@ class MemoryStore:
         for watcher in self._watchers:
             watcher.rung.set()
 
+    @property
+    def well(self) -> bool:
+        return self._open
+
     async def get(self, key: str) -> Record | None:
         self._check_open()
         return self._records.get(check_key(key))

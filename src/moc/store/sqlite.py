@@ -130,6 +130,10 @@ class SqliteStore:
         # Last, because the last connection to close moves the write-ahead log into the file: work for its thread.
         await session.writer.close()
 
+    @property
+    def well(self) -> bool:
+        return self._session is not None and self._session.writer.well
+
     async def get(self, key: str) -> Record | None:
         return await self._read(partial(_get, key=check_key(key)))
 

@@ -31,10 +31,12 @@ class _Outcome(NamedTuple):
 class Writer:
     """Runs pieces of work in order, each all or none, and answers once they are on the disk.
 
-    Those that wait together share one transaction: they are flushed together, refused one by one.
+    Those that wait together share one transaction: they are flushed together, refused one by one. It is `well` unless
+    the last one could not be written.
     """
 
     def __init__(self, path: Path, db: sqlite3.Connection, *, on_commit: Callable[[], None]) -> None:
+        self.well = True
         self._path = path
         self._db = db
         self._on_commit = on_commit
@@ -116,6 +118,7 @@ class Writer:
             self._loop.call_soon_threadsafe(callback, *args)
 
     def _deliver(self, jobs: list[_Job], outcomes: list[_Outcome]) -> None:
+        self.well = not isinstance(outcomes[-1].error, StoreUnavailable)
         for job, outcome in zip(jobs, outcomes, strict=True):
             if job.answer.done():
                 continue

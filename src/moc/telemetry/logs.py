@@ -2,15 +2,19 @@
 
 import logging
 import sys
+from collections.abc import MutableMapping
+from typing import Any
 
 import structlog
 
 from moc.security.redact import redact
 
+_LEVELS = logging.getLevelNamesMapping()
+_least = logging.INFO
+
 
 def configure(*, level: str, form: str) -> None:
     """Set logging up for this process. `form` is `auto`, `console` or `json`; `level` a standard level name."""
-    number = logging.getLevelNamesMapping()[level.upper()]
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
@@ -23,8 +27,8 @@ def configure(*, level: str, form: str) -> None:
         redact,
     ]
     structlog.configure(
-        processors=[*shared, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        processors=[_drop_lesser, *shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
@@ -32,5 +36,19 @@ def configure(*, level: str, form: str) -> None:
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(max(number, logging.WARNING))
+    set_level(level)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what the sender of a form is told
+
+
+def set_level(level: str) -> None:
+    """Log from this level on; libraries from `warning` on at least."""
+    global _least  # noqa: PLW0603 - as all of logging it belongs to the process
+    _least = _LEVELS[level.upper()]
+    logging.getLogger().setLevel(max(_least, logging.WARNING))
+
+
+def _drop_lesser(_: Any, method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Decided for each entry: loggers that are in use would not hear of another level."""
+    if _LEVELS[method.upper()] < _least:
+        raise structlog.DropEvent
+    return entry

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from moc.telemetry.traffic import TrafficCounters
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _LOADS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
@@ -95,10 +97,11 @@ class Metrics:
             "Writes refused because the seat they were made under is somebody else's by now.",
             registry=self.registry,
         )
+        self.traffic = TrafficCounters(self.registry)
         self._children: dict[tuple[str, str, str], _Children] = {}
 
     def finished(self, reference: str, kind: str, code: str, *, queue_s: float, engine_s: float) -> None:
-        """Count one request; see `inference.gateway.Meter`."""
+        """Count one request; see `inference.ports.Meter`."""
         children = self._children.get((reference, kind, code))
         if children is None:
             children = self._bind(reference, kind, code)

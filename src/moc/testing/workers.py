@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 
 from moc.inference.request import Info, Reply, Request
-from moc.kernel.errors import LoadFailed, MocError, WorkerLost
+from moc.kernel.errors import InvalidRequest, LoadFailed, MocError, WorkerLost
 from moc.kernel.ids import new_id
 from moc.models.model import Artifact, ModelSpec, ModelVersion
 from moc.models.ports import Grant, Holding, Launch, Progress, Worker
@@ -19,6 +19,7 @@ class FakeLink:
     def __init__(self, info: Info) -> None:
         self.info = info
         self.alive = True
+        self.responsive = True
         self.gate = asyncio.Event()
         self.gate.set()
         self.given: list[Request] = []
@@ -69,16 +70,21 @@ class FakeLink:
 
 
 class FakeWorkers:
-    """The Workers and Links ports in memory. `gate` holds starts back; `error` makes them fail."""
+    """The Workers and Links ports in memory. `gate` holds starts back; `error` makes them fail.
+
+    The link of a worker that starts answers with `link_error` if that is set.
+    """
 
     def __init__(self, *, info: Info = INFO) -> None:
         self.info = info
         self.gate = asyncio.Event()
         self.gate.set()
         self.error: MocError | None = None
+        self.link_error: MocError | None = None
         self.starts = 0
         self.launched: list[Launch] = []
         self.stopped: list[tuple[str, str]] = []
+        self.asleep: list[str] = []
         self.left: list[Worker] = []
         self.resident_bytes = 2**20
         self.trees: dict[str, frozenset[int]] = {}
@@ -90,6 +96,7 @@ class FakeWorkers:
         """A worker at once, or when `gate` opens."""
         self.starts += 1
         self.launched.append(launch)
+        await self.end_sleeping(launch.model)
         await self.gate.wait()
         if self.error is not None:
             raise self.error
@@ -113,19 +120,35 @@ class FakeWorkers:
         self._hold(worker)
         return worker
 
-    async def stop_worker(self, worker_id: str, *, reason: str) -> None:
-        """Gone, and remembered in `stopped`."""
+    async def stop_worker(self, worker_id: str, *, reason: str, may_sleep: bool = False) -> None:
+        """Gone, and remembered in `stopped`; or in `asleep`, if it may and can."""
+        worker = self._workers.pop(worker_id, None)
+        if worker is not None and may_sleep and self.info.sleeps:
+            self.asleep.append(worker.model)
+            return
         self.stopped.append((worker_id, reason))
-        self._workers.pop(worker_id, None)
         link = self.links.pop(worker_id, None)
         if link is not None:
             link.alive = False
+
+    def sleeping(self) -> list[str]:
+        """Those in `asleep`."""
+        return list(self.asleep)
+
+    async def end_sleeping(self, model: str) -> None:
+        """Not in `asleep` any more."""
+        if model in self.asleep:
+            self.asleep.remove(model)
 
     async def adopt(self) -> list[Worker]:
         """Those in `left`."""
         for worker in self.left:
             self._hold(worker)
         return list(self.left)
+
+    def replace_worker(self, worker_id: str, *, why: str) -> None:
+        """Like `crash`."""
+        self.crash(worker_id, why)
 
     def workers(self) -> list[Worker]:
         """Those held."""
@@ -152,31 +175,38 @@ class FakeWorkers:
         """The line to a worker."""
         return self.links.get(worker_id)
 
-    def crash(self, worker_id: str) -> None:
+    def crash(self, worker_id: str, why: str = "killed by signal 9") -> None:
         """Let a worker die unasked."""
         link = self.links.pop(worker_id)
         link.alive = False
         link.lost.set()
         worker = self._workers.pop(worker_id)
         for callback in self._callbacks:
-            callback(worker, "killed by signal 9")
+            callback(worker, why)
 
     def _hold(self, worker: Worker) -> None:
         self._workers[worker.id] = worker
-        self.links[worker.id] = FakeLink(self.info)
+        link = self.links[worker.id] = FakeLink(self.info)
+        link.error = self.link_error
 
 
 class FakeSources:
-    """Every source is a file of one byte that is here already; `error` makes fetching fail, `changed` verifying."""
+    """Every source is a file of one byte that is here already; `error` makes fetching fail, `changed` verifying.
+
+    Those in `refused` are for who is trusted.
+    """
 
     def __init__(self) -> None:
         self.error: MocError | None = None
         self.changed: set[str] = set()
+        self.refused: set[str] = set()
         self.fetched: list[str] = []
         self.discarded: list[str] = []
 
     def check(self, spec: ModelSpec, *, trusted: bool) -> None:
-        """Any source is fine."""
+        """InvalidRequest for a source in `refused`, unless `trusted`."""
+        if spec.source in self.refused and not trusted:
+            raise InvalidRequest(f"{spec.source} is not for everybody")
 
     async def fetch(self, spec: ModelSpec, progress: Progress) -> Artifact:
         """An artifact named after its source."""
@@ -204,6 +234,7 @@ class FakeMemory:
         self.gate.set()
         self.error: MocError | None = None
         self.evicting: tuple[str, ...] = ()
+        self.short = self.full = False
         self.held: dict[str, int] = {}
 
     def kinds(self, version: ModelVersion) -> Sequence[str]:
@@ -225,6 +256,14 @@ class FakeMemory:
     def measure(self, reference: str, resident_bytes: int, pids: Collection[int]) -> Holding | None:
         """All that is resident."""
         return Holding(kind="host", bytes=resident_bytes)
+
+    def has_room(self, version: ModelVersion, needs: Mapping[str, int]) -> bool:
+        """Unless it is `full`."""
+        return not self.full
+
+    def is_short(self) -> bool:
+        """What the test says."""
+        return self.short
 
     def release(self, reference: str) -> None:
         """Not held any more."""

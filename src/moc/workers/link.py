@@ -21,12 +21,18 @@ from moc.workers.wire import (
     Message,
     NotLoaded,
     Outbox,
+    Ping,
+    Pong,
     Refused,
     Result,
+    Sleep,
     Stop,
     Stream,
     Welcome,
 )
+
+PONGS = 2
+"""The first `VERSION` of a worker that answers `Ping`."""
 
 
 class _Inflow:
@@ -48,12 +54,17 @@ class _Inflow:
 class WorkerLink(asyncio.Protocol):
     """One claimed connection to a worker; implements the `Link` of inference.
 
-    `on_lost` is called once, on the event loop, when the connection ends other than by `close`.
+    `on_lost` is called once, on the event loop, when the connection ends other than by `close`. Whoever calls `beat`
+    learns whether the worker is `responsive`, and for how long it has been silent; anything it says is a sign of life.
     Writes are not held back here: admission bounds how many requests are under way.
     """
 
     def __init__(self, worker_id: str, on_lost: Callable[["WorkerLink"], None]) -> None:
         self.worker_id = worker_id
+        self.responsive = True
+        self.silent_s = 0.0
+        self._pinged = False
+        self._can_pong = False
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -156,6 +167,27 @@ class WorkerLink(asyncio.Protocol):
             if self._streams.pop(request_id, None) is not None:
                 self._cancel(request_id)
 
+    async def sleep(self, asleep: bool) -> None:
+        """Have the engine give the memory of its devices back, or take it again; raises what it raises."""
+        self._next_id = request_id = self._next_id + 1
+        self._send(Sleep(request_id, asleep))
+        self._answers[request_id] = answer = self._loop.create_future()
+        try:
+            await answer
+        finally:
+            self._answers.pop(request_id, None)
+
+    def beat(self, passed_s: float, *, unresponsive_after_s: float) -> None:
+        """Count `passed_s` as silence if the last ping was not answered, else ping; an old worker is not asked."""
+        if not self.alive or not self._can_pong:
+            return
+        if self._pinged:
+            self.silent_s += passed_s
+            self.responsive = self.silent_s < unresponsive_after_s
+        else:
+            self._pinged = True
+            self._send(Ping())
+
     def stop(self) -> None:
         """Ask the worker to end in good order; its death is the answer."""
         if self.alive:
@@ -176,6 +208,7 @@ class WorkerLink(asyncio.Protocol):
         self._outbox = Outbox(self._loop, self._transport)
 
     def data_received(self, data: bytes) -> None:
+        self._pinged, self.responsive, self.silent_s = False, True, 0.0
         try:
             for message, body in self._frames.feed(data):
                 self._take(message, body)
@@ -215,10 +248,13 @@ class WorkerLink(asyncio.Protocol):
             case Failure():
                 self._fail(message)
             case Welcome():
+                self._can_pong = message.version >= PONGS
                 if message.info is not None and not self._loaded.done():
                     self._loaded.set_result(message.info)
                 if not self._welcomed.done():
                     self._welcomed.set_result(None)
+            case Pong():
+                pass  # it was heard when its bytes came
             case Refused():
                 if not self._welcomed.done():
                     self._welcomed.set_exception(error_for(message.code, message.message))

@@ -1,7 +1,6 @@
 """Workers as processes of this host: started, adopted, watched, ended."""
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -28,7 +27,9 @@ from moc.kernel.records import ABSENT, Store, Table
 from moc.kernel.tasks import Tasks
 from moc.models.ports import HostSeat, Launch, Worker
 from moc.resilience.deadline import Deadline
+from moc.workers.diagnosis import explained, telling
 from moc.workers.folder import Folder
+from moc.workers.heartbeat import INTERVAL_S, Patience, Vigil
 from moc.workers.link import WorkerLink
 from moc.workers.process import Process, kill_left_behind
 from moc.workers.wire import Hello
@@ -42,9 +43,6 @@ DEATH_TIMEOUT_S = 0.5
 MEASURE_INTERVAL_S = 3.0
 TERM_GRACE_S = 2.0
 THREADS = 16
-TELLING = re.compile(r"error|fail|invalid|unable|cannot|exception|unknown|unsupported|not found|no such", re.IGNORECASE)
-OUT_OF_MEMORY = re.compile(r"out of memory|(failed to|cannot) allocate|bad_alloc", re.IGNORECASE)
-CONSEQUENCE = re.compile(r"exiting due to|failed to load model|could not load model", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -53,20 +51,22 @@ class _Held:
 
     worker: Worker
     folder: Folder
+    vigil: Vigil
     revision: int | None = ABSENT
     token: str = ""
     process: Process | None = None
     link: WorkerLink | None = None
     ending: "asyncio.Task[None] | None" = None
     memory_bytes: int = 0
+    responsive: bool = True
 
 
 class LocalWorkers:
     """Implements `Workers` and `Links` with one process for each model. Records: `workers/<id>`.
 
     `run_dir` holds the private folders; a worker nobody claims for `orphan_grace_s` ends by itself; one
-    that is told to end has `stop_grace_s` to do it. Stopping this leaves the workers alive for adoption,
-    unless `stop_workers` was called before.
+    that is told to end has `stop_grace_s` to do it; one that is silent for longer than `patience` allows is
+    killed, and lost. Stopping this leaves the workers alive for adoption, unless `stop_workers` was called before.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class LocalWorkers:
         orphan_grace_s: float,
         stop_grace_s: float,
         clock: Clock,
+        patience: Patience,
     ) -> None:
         self._store = store
         self._seat = seat
@@ -87,30 +88,31 @@ class LocalWorkers:
         self._orphan_grace_s = orphan_grace_s
         self._stop_grace_s = stop_grace_s
         self._clock = clock
+        self._patience = patience
         self._holder = new_id("hld")
         self._table: Table[Worker] = Table(store, "workers/", Worker)
         self._held: dict[str, _Held] = {}
         self._callbacks: list[Callable[[Worker, str], None]] = []
         self._tasks = Tasks(lambda error: log.error("a worker task failed", exc_info=error))
         self._threads: ThreadPoolExecutor | None = None
-        self._measuring: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
 
     # life
 
     async def start(self) -> None:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(THREADS, "workers")
-            self._measuring = asyncio.create_task(self._measure())
+            self._watching = [asyncio.create_task(self._measure()), asyncio.create_task(self._listen())]
 
     async def drain(self) -> None:
         return
 
     async def stop(self) -> None:
         """Let go of every worker, leaving it to be adopted; those that are starting are ended."""
-        measuring, self._measuring = self._measuring, None
-        if measuring is not None:
-            measuring.cancel()
-            await asyncio.gather(measuring, return_exceptions=True)
+        watching, self._watching = self._watching, []
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         for held in list(self._held.values()):
             if held.worker.state == "starting":
                 await asyncio.wait([self._begin_end(held, reason="Shutdown", politely=False)])
@@ -150,6 +152,7 @@ class LocalWorkers:
                 bytes=launch.bytes,
             ),
             folder,
+            Vigil(self._patience),
         )
         self._held[worker_id] = held
         try:
@@ -172,6 +175,15 @@ class LocalWorkers:
         if held is not None:
             await self._to_the_end(held, reason=reason, politely=True)
 
+    async def note(self, worker_id: str, *, state: str, size: int | None = None) -> Worker:
+        """Record that a worker is `asleep`, or `ready` again and charged `size`; WorkerLost when it is gone."""
+        held = self._held.get(worker_id)
+        if held is None or held.ending is not None:
+            raise WorkerLost(f"worker {worker_id} is gone", sent=False)
+        held.worker = replace(held.worker, state=state, bytes=held.worker.bytes if size is None else size)
+        await self._record(held, self._event(held, f"worker.{state}"))
+        return held.worker
+
     async def adopt(self) -> list[Worker]:
         """Claim what an earlier coordinator left here, clear up what is dead; see `Workers.adopt`."""
         records = await self._table.list()
@@ -183,6 +195,12 @@ class LocalWorkers:
         adopted = await asyncio.gather(*(self._adopt(worker, revision) for worker, revision in ours))
         await self._in_thread(self._clear_strays, {key for key, _, _ in records} | set(self._held))
         return [worker for worker in adopted if worker is not None]
+
+    def replace_worker(self, worker_id: str, *, why: str) -> None:
+        """Kill a worker and have it told as lost, so that another takes its place; no error when it is gone already."""
+        held = self._held.get(worker_id)
+        if held is not None and held.process is not None and held.ending is None:
+            held.ending = self._tasks.spawn(self._bury(held, held.process, why))
 
     def workers(self) -> list[Worker]:
         """Every worker held now, oldest first."""
@@ -260,19 +278,13 @@ class LocalWorkers:
             )
         if not isinstance(error, LoadFailed):
             return error
-        lines = held.folder.log_tail()
-        message, reason, telling = error.message, error.reason, _telling(lines)
-        if reason == "load_failed" and telling and telling not in message:
-            message = f"{message}: {telling.replace(launch.path, Path(launch.path).name)}"
-        if reason == "load_failed" and OUT_OF_MEMORY.search(message):
-            reason = "out_of_memory"
-        return LoadFailed(message, reason=reason, details={**error.details, "log": lines})
+        return explained(error, held.folder, launch)
 
     # adopting
 
     async def _adopt(self, worker: Worker, revision: int) -> Worker | None:
         folder = Folder(Path(worker.folder))
-        held = _Held(worker, folder, revision, token=folder.token() or "")
+        held = _Held(worker, folder, Vigil(self._patience), revision, token=folder.token() or "")
         pid = worker.pid or folder.pid()
         held.process = await self._in_thread(_process_of, folder, pid)
         self._held[worker.id] = held
@@ -392,13 +404,18 @@ class LocalWorkers:
             except (MocError, TimeoutError):
                 log.warning("a worker does not answer; ending it", worker=held.worker.id, pid=process.pid)
         if held.ending is None:
-            held.ending = self._tasks.spawn(self._bury(held, process))
+            held.ending = self._tasks.spawn(self._bury(held, process, "stopped answering"))
 
-    async def _bury(self, held: _Held, process: Process) -> None:
-        why = "stopped answering" if process.is_alive() else process.how_it_ended()
-        telling = _telling(held.folder.log_tail()[-5:])
+    async def _bury(self, held: _Held, process: Process, why: str) -> None:
+        """Say that it is lost: of one that still lives, `why` and not before it is dead, for it has its memory."""
+        if process.is_alive():
+            await self._kill(process)
+        else:
+            why = process.how_it_ended()
+        if told := telling(held.folder.log_tail()[-5:]):
+            why = f"{why}: {told}"
         self._held.pop(held.worker.id, None)
-        self._tell_lost(held.worker, f"{why}: {telling}" if telling else why)
+        self._tell_lost(held.worker, why)
         await self._kill(process)
         await self._in_thread(held.folder.remove)
         try:
@@ -417,6 +434,9 @@ class LocalWorkers:
         held.revision = None  # until it is known whether this one was made
         held.revision = await self._store.commit([self._seat.fence(), put], events)
 
+    async def _note(self, event: Event) -> None:
+        await self._store.commit([self._seat.fence()], [event])
+
     async def _forget(self, held: _Held, event: Event) -> None:
         await self._store.commit([self._seat.fence(), self._table.delete(held.worker.id, expect=None)], [event])
 
@@ -426,7 +446,27 @@ class LocalWorkers:
             kind=kind, subject=worker.id, reason=reason, data={"model": worker.model, "pid": worker.pid, **data}
         )
 
-    # threads
+    # watching
+
+    async def _listen(self) -> None:
+        """Ask every worker for signs of life; a pause of this process itself is not counted as their silence."""
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            await asyncio.sleep(INTERVAL_S)
+            passed_s = min(loop.time() - began, 2 * INTERVAL_S)
+            for held in list(self._held.values()):
+                link, process = held.link, held.process
+                if link is None or process is None or held.ending is not None or not link.is_loaded:
+                    continue
+                link.beat(passed_s, unresponsive_after_s=self._patience.unresponsive_after_s)
+                if link.responsive is not held.responsive:
+                    held.responsive = link.responsive
+                    kind = "worker.responsive" if link.responsive else "worker.unresponsive"
+                    self._tasks.spawn(self._note(self._event(held, kind)))
+                if held.vigil.is_hung(link.silent_s, passed_s, process.activity):
+                    log.warning("a worker is hung; replacing it", worker=held.worker.id, pid=process.pid)
+                    self.replace_worker(held.worker.id, why="gave no sign of life")
 
     async def _measure(self) -> None:
         while True:
@@ -450,10 +490,3 @@ def _builtins(info: Info) -> dict[str, Any]:
     if not isinstance(built, dict):
         raise Internal("an engine's description is not a mapping")
     return built
-
-
-def _telling(lines: list[str]) -> str:
-    """The line that most likely says what went wrong: the last that sounds like it, else the last."""
-    filled = [line.strip() for line in lines if line.strip()]
-    told = (line for line in reversed(filled) if TELLING.search(line) and not CONSEQUENCE.search(line))
-    return next(told, filled[-1] if filled else "")[:500]

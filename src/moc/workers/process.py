@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import psutil
 
@@ -36,6 +36,7 @@ KEPT = frozenset(
 )
 """The environment variables a worker gets to see, with `LC_*`; secrets of the coordinator are not among them."""
 
+AT_WORK = (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
 KILL_TIMEOUT_S = 10.0
 START_TOLERANCE_S = 0.05
 
@@ -50,10 +51,17 @@ def clean_environment(gpus: Sequence[str]) -> dict[str, str]:
     return {**kept, **seen, "OMP_WAIT_POLICY": "passive", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
+class Activity(NamedTuple):
+    """Whether a process is running or waits for a processor or a disk, and the processor seconds it has used."""
+
+    at_work: bool
+    cpu_s: float
+
+
 class Process:
     """A worker process, leader of its own session; ours or one that an earlier coordinator started.
 
-    Methods that wait block; call them in a thread.
+    Methods that wait block; call them in a thread, `activity` aside.
     """
 
     def __init__(self, process: psutil.Process) -> None:
@@ -144,17 +152,22 @@ class Process:
                 total += getattr(full, "pss", 0) or full.rss
         return total
 
+    def activity(self) -> Activity:
+        """What it does right now."""
+        try:
+            with self._process.oneshot():
+                used = self._process.cpu_times()
+                return Activity(self._process.status() in AT_WORK, used.user + used.system)
+        except psutil.Error:
+            return Activity(False, 0.0)
+
     def tree(self) -> frozenset[int]:
         """The process ids of the whole tree, as it was seen last."""
         return frozenset({self.pid, *self._offspring})
 
     def how_it_ended(self) -> str:
         """In words: `was killed by SIGKILL`, `ended with status 1`."""
-        if self._status is None:
-            return "ended"
-        if self._status < 0:
-            return f"was killed by {signal.Signals(-self._status).name}"
-        return f"ended with status {self._status}"
+        return ending(self._status)
 
     def note_offspring(self) -> None:
         """Remember what it started, so that it is found when it is nobody's child any more."""
@@ -162,6 +175,13 @@ class Process:
         with contextlib.suppress(psutil.Error):
             alive.update((process.pid, process) for process in self._process.children(recursive=True))
         self._offspring = alive
+
+
+def ending(status: int | None) -> str:
+    """How a process ended, in words, by its exit status; None when that is not known."""
+    if status is None:
+        return "ended"
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
 def session_of(leader: int, started_at: float | None) -> list[psutil.Process]:

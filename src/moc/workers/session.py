@@ -13,9 +13,10 @@ from typing import Any, Protocol, cast
 
 from moc.inference.request import Reply, Request
 from moc.kernel.errors import MocError, TooLarge, Unavailable, Unimplemented
-from moc.workers.runtimes.runtime import Runtime
+from moc.workers.runtimes.runtime import Runtime, Sleeper
 from moc.workers.wire import (
     LISTENER,
+    VERSION,
     WINDOW,
     BrokenFrame,
     Cancel,
@@ -29,8 +30,11 @@ from moc.workers.wire import (
     Message,
     NotLoaded,
     Outbox,
+    Ping,
+    Pong,
     Refused,
     Result,
+    Sleep,
     Stop,
     Stream,
     Welcome,
@@ -183,7 +187,7 @@ class Session(asyncio.Protocol):
             self._timeout.cancel()
         self._frames = Frames()
         runtime = self._tenancy.runtime
-        self._send(Welcome(hello.term, None if runtime is None else runtime.info))
+        self._send(Welcome(hello.term, None if runtime is None else runtime.info, VERSION))
         if runtime is None and self._tenancy.loading.error is not None:
             self.announce()
 
@@ -212,6 +216,10 @@ class Session(asyncio.Protocol):
                 task = self._tasks.get(request_id)
                 if task is not None:
                     task.cancel()
+            case Ping():
+                self._send(Pong())
+            case Sleep(id=request_id):
+                self._begin(request_id, self._sleep(message))
             case Stop():
                 self._tenancy.stop()
             case _:
@@ -254,6 +262,17 @@ class Session(asyncio.Protocol):
             self._fail(request_id, error)
         finally:
             del self._windows[request_id]
+
+    async def _sleep(self, message: Sleep) -> None:
+        try:
+            runtime = self._tenancy.runtime
+            if not isinstance(runtime, Sleeper) or not runtime.info.sleeps:
+                raise Unimplemented("this model does not sleep")
+            await (runtime.sleep() if message.asleep else runtime.wake())
+        except Exception as error:
+            self._fail(message.id, error)
+        else:
+            self._reply(message.id, Reply(b""))
 
     def _runtime(self, request: Request) -> Runtime:
         runtime = self._tenancy.runtime

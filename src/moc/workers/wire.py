@@ -22,6 +22,9 @@ BODY_MAX = 512 * 1024**2
 WINDOW = 32
 """How many chunks of a stream may be on their way, unread."""
 
+VERSION = 2
+"""What a worker of this version understands; 2 added `Ping`. Workers outlive upgrades, so older ones are met."""
+
 JOINED_MAX = 64 * 1024
 """A body up to this size is copied behind its header; a bigger one is written beside it."""
 
@@ -35,10 +38,11 @@ class Hello(msgspec.Struct, array_like=True, tag=0, frozen=True):
 
 
 class Welcome(msgspec.Struct, array_like=True, tag=1, frozen=True):
-    """The claim is accepted; `info` is there when the model is loaded already."""
+    """The claim is accepted; `info` is there when the model is loaded already. `version` is the worker's `VERSION`."""
 
     term: int
     info: Info | None = None
+    version: int = 1
 
 
 class Refused(msgspec.Struct, array_like=True, tag=2, frozen=True):
@@ -126,6 +130,21 @@ class Stop(msgspec.Struct, array_like=True, tag=13, frozen=True):
     """End in good order."""
 
 
+class Ping(msgspec.Struct, array_like=True, tag=14, frozen=True):
+    """Asks for a sign of life."""
+
+
+class Pong(msgspec.Struct, array_like=True, tag=15, frozen=True):
+    """The sign of life."""
+
+
+class Sleep(msgspec.Struct, array_like=True, tag=16, frozen=True):
+    """Give the memory of the devices back, or unless `asleep` take it again. Only said to one that `sleeps`."""
+
+    id: int
+    asleep: bool
+
+
 Message = (
     Hello
     | Welcome
@@ -141,6 +160,9 @@ Message = (
     | Credit
     | Cancel
     | Stop
+    | Ping
+    | Pong
+    | Sleep
 )
 
 _PREFIX = struct.Struct("<II")

@@ -1,12 +1,13 @@
 """Every kind of source behind one port."""
 
+import hashlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moc.kernel.errors import InvalidRequest
-from moc.models.model import Artifact, ModelSpec
+from moc.models.model import REMOTE, Artifact, ModelSpec
 from moc.models.ports import Progress
 from moc.models.sources.background import Job, in_thread
 from moc.models.sources.blobs import Blobs
@@ -22,9 +23,15 @@ from moc.models.sources.source import (
     parse_sha256,
     parse_source,
 )
+from moc.models.sources.upstream import check_upstream, is_upstream, upstream_artifact
 
 PYTHON = "python"
 """The runtime whose models are code."""
+
+COMMAND = "command"
+"""The runtime whose models are programs to start; they may do without files."""
+
+NO_FILES = Artifact(path="", sha256=hashlib.sha256(b"").hexdigest(), size_bytes=0, modified_at=0.0)
 
 
 class ArtifactSources:
@@ -51,12 +58,21 @@ class ArtifactSources:
         self._rehash = rehash
         self._verified: dict[tuple[str, str], Measure] = {}
 
+    def adjust(self, *, bounds: Bounds) -> None:
+        """Let these bounds count from the next check and the next download on."""
+        self._bounds = bounds
+
     def check(self, spec: ModelSpec, *, trusted: bool) -> None:
         """InvalidRequest when what `spec` names can never be fetched or, for a caller not `trusted`, may not be."""
-        source = parse_source(spec.source)
+        if spec.runtime == REMOTE:
+            check_upstream(spec, self._bounds, trusted=trusted)
+            return
+        source = parse_source(spec.source) if spec.source else None
         path = self._locate(source) if isinstance(source, FileSource) else None
         if trusted:
             return
+        if spec.runtime == COMMAND:
+            self._bounds.check_command(spec.options)
         if spec.runtime == PYTHON:
             self._bounds.check_code(path)
         elif path is not None:
@@ -66,8 +82,16 @@ class ArtifactSources:
         for file in _files_in(spec.options):
             self._bounds.check_file((self._base_dir / file).resolve())
 
+    def check_address(self, host: str, address: str) -> None:
+        """LoadFailed when a host turns out to be at an address that nothing may be fetched from or sent to."""
+        self._bounds.check_address(host, address)
+
     async def fetch(self, spec: ModelSpec, progress: Progress) -> Artifact:
         """The artifact of `spec`; at once and without a network when its source was fetched before."""
+        if spec.runtime == REMOTE:
+            return upstream_artifact(spec)
+        if not spec.source:
+            return NO_FILES
         source, expected = parse_source(spec.source), parse_sha256(spec.sha256)
         if isinstance(source, FileSource):
             return await in_thread(partial(self._take, source, expected), progress)
@@ -80,6 +104,8 @@ class ArtifactSources:
 
     async def verify(self, artifact: Artifact) -> None:
         """LoadFailed unless the files are those that were hashed; instant while size and time are the same."""
+        if artifact == NO_FILES or is_upstream(artifact):
+            return
         await in_thread(partial(self._verify, artifact))
 
     async def discard(self, artifact: Artifact) -> None:

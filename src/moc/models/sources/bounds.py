@@ -1,9 +1,10 @@
 """What a source may name when it is not the operator's own word, and where a download may go."""
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from moc.kernel.errors import InvalidRequest, LoadFailed
 from moc.models.sources.content import measure, members
@@ -14,12 +15,15 @@ from moc.models.sources.failure import failed
 class Bounds:
     """`roots` are the folders that files may lie in, `python_roots` those whose Python code may be run.
 
-    Downloads go to public addresses, and to `hosts`, which the operator named.
+    `commands` are the programs that may be started, `secrets` the folder whose keys may be shown to remotes. Downloads
+    and requests to remotes go to public addresses, and to `hosts`, which the operator named.
     """
 
     roots: Sequence[Path] = ()
     python_roots: Sequence[Path] = ()
+    commands: frozenset[str] = frozenset()
     hosts: frozenset[str] = frozenset()
+    secrets: Path | None = None
 
     def check_file(self, path: Path) -> None:
         """InvalidRequest unless a file or folder lies in `roots` with everything it links to."""
@@ -33,6 +37,29 @@ class Bounds:
                 "name it in moc.yaml, or put it there"
             )
         _check_within(path, self.python_roots, "security.trusted_python_roots")
+
+    def check_command(self, options: Mapping[str, Any]) -> None:
+        """InvalidRequest unless the program of a command is one of `commands`, in the environment they all have."""
+        command = options.get("command")
+        program = command[0] if isinstance(command, list) and command else None
+        if not isinstance(program, str) or program not in self.commands:
+            known = ", ".join(sorted(self.commands)) or "none"
+            raise InvalidRequest(
+                f"a command is a program: over the API it must be one of security.trusted_commands ({known}), "
+                f"not {str(program)[:200]!r}; name the model in moc.yaml, or the program there"
+            )
+        if options.get("env"):
+            raise InvalidRequest("over the API a command has no `env`, which could make it run anything")
+
+    def check_secret(self, file: str, option: str) -> None:
+        """InvalidRequest unless `file`, which `option` names, lies in `secrets`, where relative paths start."""
+        root = None if self.secrets is None else self.secrets.resolve()
+        try:
+            inside = root is not None and (root / Path(file).expanduser()).resolve().is_relative_to(root)
+        except (OSError, RuntimeError, ValueError):
+            inside = False
+        if not inside:
+            raise InvalidRequest(f"over the API `{option}` names a file below DATA_DIR/secrets, not {file[:200]!r}")
 
     def check_host(self, host: str) -> None:
         """InvalidRequest for a host that is, as it is written, not a public one."""

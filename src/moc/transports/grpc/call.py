@@ -3,10 +3,21 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from moc.resilience.deadline import NEVER, Deadline
 from moc.security.identity import Identity
-from moc.service.inference import Answer, AnswerStream
-from moc.transports.headers import DEADLINE, deadline_of, provenance, request_id_of
+from moc.service.inference import Answer, AnswerStream, Terms
+from moc.transports.headers import (
+    DEADLINE,
+    PRIORITY,
+    REPEATABLE,
+    SESSION,
+    deadline_of,
+    provenance,
+    request_id_of,
+    terms_of,
+)
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -45,6 +56,11 @@ class Call:
         given = self._given(DEADLINE)
         deadline = NEVER if given is None else deadline_of(given)
         return deadline if self._remaining_s is None else deadline.sooner(self._remaining_s)
+
+    def terms(self) -> Terms:
+        """How the caller wants it served, by the headers of the same names; InvalidRequest as for `deadline`."""
+        terms = terms_of(None, self._given(PRIORITY), self._given(SESSION), self._given(REPEATABLE))
+        return structs.replace(terms, deadline=self.deadline())
 
     def tell_provenance(self, answer: Answer | AnswerStream) -> None:
         """Say in the trailers which version answered, and after how long a wait."""

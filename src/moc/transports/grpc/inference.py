@@ -9,8 +9,7 @@ import msgspec
 import structlog
 
 from moc.kernel.errors import InvalidRequest, MocError
-from moc.resilience.deadline import Deadline
-from moc.service.inference import Request, Tensor
+from moc.service.inference import Request, Tensor, Terms
 from moc.service.services import Services
 from moc.transports.grpc.call import Call, Method, Stream, Unary
 from moc.transports.grpc.messages import fields_of, read
@@ -67,10 +66,10 @@ class Inference:
 
     async def _infer(self, data: bytes, call: Call) -> bytes:
         message = read(pb.InferRequest, data)
-        return (await self._answer(message, call, call.deadline())).SerializeToString()
+        return (await self._answer(message, call, call.terms())).SerializeToString()
 
-    async def _answer(self, message: pb.InferRequest, call: Call, deadline: Deadline) -> pb.InferResponse:
-        answer = await self._inference.infer(call.identity, message.model, _request(message), deadline)
+    async def _answer(self, message: pb.InferRequest, call: Call, terms: Terms) -> pb.InferResponse:
+        answer = await self._inference.infer(call.identity, message.model, _request(message), terms)
         response = pb.InferResponse(model=answer.reference, digest=answer.digest, queue_ms=answer.queue_s * 1000)
         at, body = 0, bytes(answer.reply.body)
         for tensor in answer.reply.outputs:
@@ -111,11 +110,11 @@ class Inference:
             await asyncio.gather(taking, return_exceptions=True)
 
     async def _result(self, item: pb.InferItem, call: Call) -> pb.InferResult:
-        deadline = call.deadline()
-        if item.deadline_ms > 0:
-            deadline = deadline.sooner(item.deadline_ms / 1000)
         try:
-            return pb.InferResult(id=item.id, response=await self._answer(item.request, call, deadline))
+            terms = call.terms()
+            if item.deadline_ms > 0:
+                terms = msgspec.structs.replace(terms, deadline=terms.deadline.sooner(item.deadline_ms / 1000))
+            return pb.InferResult(id=item.id, response=await self._answer(item.request, call, terms))
         except MocError as error:
             failure = error
         except Exception as error:
@@ -126,7 +125,7 @@ class Inference:
     async def _chat(self, requests: AsyncIterator[bytes], call: Call) -> AsyncGenerator[bytes, None]:
         async for data in requests:
             message = read(pb.ChatRequest, data)
-            stream = await self._inference.stream(call.identity, message.model, _conversation(message), call.deadline())
+            stream = await self._inference.stream(call.identity, message.model, _conversation(message), call.terms())
             call.tell_provenance(stream)
             async with contextlib.aclosing(stream):
                 async for piece in stream:

@@ -51,7 +51,7 @@ class ModelOps:
 
     async def _written(self, message: pb.InferRequest, call: Call) -> pb.InferResponse:
         began = time.monotonic()
-        answer = await self._inference.infer(call.identity, message.model_name, _request(message), call.deadline())
+        answer = await self._inference.infer(call.identity, message.model_name, _request(message), call.terms())
         call.tell_provenance(answer)
         text, tokens = written_in(answer.reply.body)
         took_ms = round((time.monotonic() - began) * 1000, 3)

@@ -15,7 +15,7 @@ from moc.transports.grpc.oip_message import Wanted, parameters_of, parse, render
 from moc.transports.grpc.stubs.inference import grpc_service_pb2 as pb
 from moc.transports.oip import tensors
 from moc.transports.oip.repository import check_load, index_entry, statistics_response
-from moc.transports.oip.request import Parameters, model_reference, timeout_s
+from moc.transports.oip.request import Parameters, model_reference, taken_from
 from moc.transports.oip.server import model_config, model_metadata, server_metadata
 from moc.transports.oip.text import completion, text_of
 
@@ -55,10 +55,8 @@ class InferenceProtocol:
         return (await self._answer(message, parse(message), call)).SerializeToString()
 
     async def _answer(self, message: pb.ModelInferRequest, wanted: Wanted, call: Call) -> pb.ModelInferResponse:
-        deadline = call.deadline()
-        if wanted.timeout_s is not None:
-            deadline = deadline.sooner(wanted.timeout_s)
-        answer = await self._inference.infer(call.identity, _reference(message), wanted.request, deadline)
+        terms = wanted.haste.on(call.terms())
+        answer = await self._inference.infer(call.identity, _reference(message), wanted.request, terms)
         call.tell_provenance(answer)
         return render(answer, message.id or call.request_id)
 
@@ -97,11 +95,9 @@ class InferenceProtocol:
         return "completion" in found.kinds and "tensors" not in found.kinds
 
     async def _begin_text(self, reference: str, prompt: str, parameters: Parameters, call: Call) -> AnswerStream:
-        deadline, limit_s = call.deadline(), timeout_s(parameters.pop("timeout", None))
-        if limit_s is not None:
-            deadline = deadline.sooner(limit_s)
+        terms = taken_from(parameters).on(call.terms())
         request = completion(prompt, parameters, reference, stream=True)
-        return await self._inference.stream(call.identity, reference, request, deadline)
+        return await self._inference.stream(call.identity, reference, request, terms)
 
     async def _live(self, data: bytes, call: Call) -> bytes:
         read(pb.ServerLiveRequest, data)
@@ -114,8 +110,8 @@ class InferenceProtocol:
     async def _model_ready(self, data: bytes, call: Call) -> bytes:
         message = read(pb.ModelReadyRequest, data)
         reference = model_reference(message.name, message.version)
-        ready = self._inference.is_ready(call.identity, reference)
-        return pb.ModelReadyResponse(ready=ready).SerializeToString()
+        problem = self._inference.problem(call.identity, reference)
+        return pb.ModelReadyResponse(ready=not problem).SerializeToString()
 
     async def _server(self, data: bytes, call: Call) -> bytes:
         read(pb.ServerMetadataRequest, data)

@@ -15,7 +15,7 @@ from moc.transports.grpc.stubs.inference.grpc_service_pb2 import (
     ModelRepositoryParameter,
 )
 from moc.transports.oip import tensors
-from moc.transports.oip.request import Parameters, check_inputs, check_outputs, refuse, timeout_s
+from moc.transports.oip.request import Haste, Parameters, check_inputs, check_outputs, refuse, taken_from
 
 InferInput = ModelInferRequest.InferInputTensor
 
@@ -38,10 +38,10 @@ _FIELDS: Final = {
 
 @dataclass(slots=True)
 class Wanted:
-    """What a caller asked for: the request for the engine, and how long it may take."""
+    """What a caller asked for: the request for the engine, and when it is to be served."""
 
     request: Request
-    timeout_s: float | None
+    haste: Haste
 
 
 def parse(message: ModelInferRequest) -> Wanted:
@@ -49,8 +49,8 @@ def parse(message: ModelInferRequest) -> Wanted:
     inputs, data = _inputs(message)
     outputs = _outputs(message) if message.outputs else ()
     parameters = parameters_of(message.parameters) if message.parameters else {}
-    limit_s = timeout_s(parameters.pop("timeout", None)) if parameters else None
-    return Wanted(Request("tensors", data, inputs, outputs, parameters), limit_s)
+    haste = taken_from(parameters)
+    return Wanted(Request("tensors", data, inputs, outputs, parameters), haste)
 
 
 def render(answer: Answer, request_id: str) -> ModelInferResponse:

@@ -56,6 +56,11 @@ class GrpcServer:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
+    @property
+    def listening(self) -> bool:
+        """Whether calls are taken."""
+        return self._started and not self._closing.is_set()
+
     async def start(self) -> None:
         """Listen. Conflict when the port is taken or may not be used, InvalidRequest for a wrong host or file."""
         if self._started:

@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from moc.kernel.errors import InvalidRequest
 from moc.service.inference import Answer, Request, Tensor
 from moc.transports.oip import tensors
-from moc.transports.oip.request import Parameters, Scalar, check_inputs, check_outputs, refuse, timeout_s
+from moc.transports.oip.request import Haste, Parameters, Scalar, check_inputs, check_outputs, refuse, taken_from
 
 Dimension = Annotated[int, Meta(ge=0, le=tensors.DIMENSION_MAX)]
 
@@ -33,7 +33,7 @@ class InferRequestedOutput(msgspec.Struct, gc=False):
 
 
 class InferRequest(msgspec.Struct, gc=False):
-    """An inference request; `timeout` (microseconds) is the one parameter the server itself obeys."""
+    """An inference request; the server itself obeys the parameters `timeout` (microseconds) and `priority`."""
 
     inputs: Annotated[list[InferInput], Meta(min_length=1)]
     id: str = ""
@@ -67,7 +67,7 @@ class Wanted:
 
     request: Request
     id: str
-    timeout_s: float | None
+    haste: Haste
     binary: bool
     binary_outputs: dict[str, bool]
 
@@ -83,12 +83,12 @@ def asked(message: InferRequest, inputs: tuple[Tensor, ...], data: tensors.Buffe
     parameters = message.parameters
     binary_outputs = {output.name: _wants_binary(output) for output in message.outputs}
     check_outputs(len(message.outputs), len(binary_outputs))
-    limit_s = timeout_s(parameters.pop("timeout", None)) if parameters else None
+    haste = taken_from(parameters)
     binary = bool(parameters.pop("binary_data_output", False)) if parameters else False
     return Wanted(
         Request("tensors", data, inputs, tuple(binary_outputs), dict(parameters)),
         message.id,
-        limit_s,
+        haste,
         binary,
         {name: wanted for name, wanted in binary_outputs.items() if wanted is not None},
     )

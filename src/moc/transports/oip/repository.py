@@ -54,8 +54,8 @@ class StatisticsResponse(msgspec.Struct):
 
 def index_entry(view: ModelView) -> IndexEntry:
     """A version as the repository lists it."""
-    state = _STATES.get(view.state, "UNAVAILABLE")
-    reason = "" if state == "READY" else view.message or view.reason
+    state = "UNAVAILABLE" if view.problem else _STATES.get(view.state, "UNAVAILABLE")
+    reason = "" if state == "READY" else view.problem or view.message or view.reason
     return IndexEntry(view.name, str(view.version), state, reason)
 
 

@@ -43,8 +43,17 @@ class TensorConfig(msgspec.Struct):
     dims: tuple[int, ...]
 
 
-class ModelConfig(msgspec.Struct):
-    """A model in the terms of Triton's configuration; `max_batch_size` 0: the shapes are whole."""
+class DynamicBatching(msgspec.Struct):
+    """For how long a request may wait for others to share a call of the engine with."""
+
+    max_queue_delay_microseconds: int
+
+
+class ModelConfig(msgspec.Struct, omit_defaults=True):
+    """A model in the terms of Triton's configuration.
+
+    `max_batch_size` 0: the shapes are whole. Otherwise they lack the first dimension, which is the server's to fill.
+    """
 
     name: str
     platform: str
@@ -53,6 +62,7 @@ class ModelConfig(msgspec.Struct):
     input: list[TensorConfig]
     output: list[TensorConfig]
     instance_group: list[dict[str, int | str]]
+    dynamic_batching: DynamicBatching | None = None
 
 
 def server_metadata(version: str) -> ServerMetadata:
@@ -68,16 +78,20 @@ def model_metadata(found: Description) -> ModelMetadata:
 
 def model_config(found: Description) -> ModelConfig:
     """A model as Triton would have it configured."""
+    batching = found.batching
+    rows = 0 if batching is None else 1
     return ModelConfig(
         name=found.name,
         platform=found.platform,
         backend=found.platform,
-        max_batch_size=0,
-        input=[_tensor_config(spec) for spec in found.inputs],
-        output=[_tensor_config(spec) for spec in found.outputs],
+        max_batch_size=0 if batching is None else batching.max_batch,
+        input=[_tensor_config(spec, rows) for spec in found.inputs],
+        output=[_tensor_config(spec, rows) for spec in found.outputs],
         instance_group=[{"kind": "KIND_AUTO", "count": 1}],
+        dynamic_batching=None if batching is None else DynamicBatching(round(batching.max_delay_ms * 1000)),
     )
 
 
-def _tensor_config(spec: TensorSpec) -> TensorConfig:
-    return TensorConfig(spec.name, "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}", spec.shape)
+def _tensor_config(spec: TensorSpec, rows: int) -> TensorConfig:
+    datatype = "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"
+    return TensorConfig(spec.name, datatype, spec.shape[rows:])

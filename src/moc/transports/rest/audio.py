@@ -81,11 +81,11 @@ class Audio:
         if not model:
             raise InvalidRequest("the form has no field `model`; say which model is to listen", details=_at("model"))
         form = _form_of_answer(fields)
-        deadline = exchange.deadline()
+        terms = exchange.terms()
         try:
             with exchange.watch():
-                request = Request("transcription", sound, parameters=_parameters(fields))
-                answer = await self._inference.infer(exchange.identity, model, request, deadline)
+                request = Request("transcription", sound, parameters=_parameters(fields), headers=exchange.headers)
+                answer = await self._inference.infer(exchange.identity, model, request, terms)
         except NotFound as error:
             raise model_not_found(error) from None
         media, body = _formed(bytes(answer.reply.body), form)

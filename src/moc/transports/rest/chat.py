@@ -102,17 +102,17 @@ class Chat:
 async def converse(exchange: Exchange, inference: InferenceService, chat: Chat) -> None:
     """Ask the engine and answer the caller; a caller that leaves ends the engine's work."""
     fields = {**chat.fields, "model": chat.model}
-    deadline = exchange.deadline()
+    terms = exchange.terms()
     with exchange.watch():
         try:
             if chat.teller is not None:
                 fields.update(stream=True, stream_options={"include_usage": True})
-                request = Request("chat", msgspec.json.encode(fields))
-                stream = await inference.stream(exchange.identity, chat.model, request, deadline)
+                request = Request("chat", msgspec.json.encode(fields), headers=exchange.headers)
+                stream = await inference.stream(exchange.identity, chat.model, request, terms)
                 await tell_stream(exchange, stream, chat.teller)
                 return
-            request = Request("chat", msgspec.json.encode(fields))
-            answer = await inference.infer(exchange.identity, chat.model, request, deadline)
+            request = Request("chat", msgspec.json.encode(fields), headers=exchange.headers)
+            answer = await inference.infer(exchange.identity, chat.model, request, terms)
         except NotFound as error:
             raise model_not_found(error) from None
     whole = chat.whole(answer_in(answer.reply.body), answer.reference)

@@ -19,7 +19,7 @@ from moc.transports.oip.text import completion
 from moc.transports.rest.body import decoded
 from moc.transports.rest.exchange import inference_headers
 from moc.transports.rest.management import ModelList
-from moc.transports.rest.operation import DEADLINE_HEADER
+from moc.transports.rest.operation import DEADLINE_HEADER, TERMS_HEADERS
 from moc.transports.rest.parameters import After, Call, Limit, json_answer
 
 
@@ -73,7 +73,7 @@ def _add_inference(routes: APIRouter, services: Services) -> None:
         "/inference",
         response_model=InferenceAnswer,
         summary="Continue a text",
-        openapi_extra={**_body(InferenceRequest), "parameters": [DEADLINE_HEADER]},
+        openapi_extra={**_body(InferenceRequest), "parameters": [*TERMS_HEADERS]},
     )
     async def inference(call: Call) -> Response:
         wanted = decoded(_inference_decoder, await call.body())
@@ -85,7 +85,7 @@ def _add_inference(routes: APIRouter, services: Services) -> None:
         request = completion(wanted.prompt, parameters, model, stream=False)
         began = time.monotonic()
         with call.watch():
-            answer = await services.inference.infer(call.identity, model, request, call.deadline())
+            answer = await services.inference.infer(call.identity, model, request, call.terms())
         text, tokens = written_in(answer.reply.body)
         response = json_answer(
             InferenceAnswer(

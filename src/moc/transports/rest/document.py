@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 from moc import __version__
 from moc.transports.rest.exchange import shape_of
-from moc.transports.rest.operation import DEADLINE_HEADER, Operation
+from moc.transports.rest.operation import DEADLINE_HEADER, TERMS_HEADERS, Operation
 from moc.transports.status import Shape
 
 _REF: Final = "#/components/schemas/{name}"
@@ -113,7 +113,7 @@ def _describe(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
             content["application/octet-stream"] = {"schema": _TEXT}
             described["parameters"].append(_HEADER_LENGTH)
         described["requestBody"] = {"required": not operation.optional_body, "content": content}
-        described["parameters"].append(DEADLINE_HEADER)
+        described["parameters"] += [DEADLINE_HEADER] if operation.optional_body else TERMS_HEADERS
     return described
 
 

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -12,8 +12,8 @@ from starlette.types import Message, Receive, Scope, Send
 from moc.kernel.errors import TooLarge
 from moc.resilience.deadline import Deadline
 from moc.security.identity import Identity
-from moc.service.inference import Answer, AnswerStream
-from moc.transports.headers import deadline_of, provenance, request_id_of
+from moc.service.inference import Answer, AnswerStream, Terms
+from moc.transports.headers import deadline_of, provenance, request_id_of, terms_of
 from moc.transports.rest.disconnect import Watch, Watchman
 from moc.transports.rest.limits import Limits
 from moc.transports.status import Shape
@@ -82,6 +82,11 @@ class Exchange:
         client = self.scope.get("client")
         return client[0] if client else ""
 
+    @property
+    def headers(self) -> Mapping[bytes, bytes]:
+        """The request's headers by their lower-case names."""
+        return self._headers
+
     def header(self, name: bytes) -> bytes | None:
         """A request header by its lower-case name."""
         return self._headers.get(name)
@@ -111,6 +116,13 @@ class Exchange:
     def deadline(self) -> Deadline:
         """From `x-moc-deadline-ms`; InvalidRequest when that is not a number of milliseconds up to a day."""
         return deadline_of(self._headers.get(b"x-moc-deadline-ms"))
+
+    def terms(self) -> Terms:
+        """How the caller wants it served; InvalidRequest for headers that do not say it right."""
+        given = self._headers.get
+        return terms_of(
+            given(b"x-moc-deadline-ms"), given(b"x-moc-priority"), given(b"x-moc-session"), given(b"idempotency-key")
+        )
 
     def check_length(self) -> None:
         """TooLarge when the announced body is over the limit, before any of it is read."""

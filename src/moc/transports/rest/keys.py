@@ -7,6 +7,7 @@ import msgspec
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from moc.security.key import WEIGHT_MAX, WEIGHT_MIN
 from moc.service.keys import OVERLAP_MAX_S, KeyView, KeyWish, NewKeyView
 from moc.service.services import Services
 from moc.transports.rest.body import decoded
@@ -43,6 +44,13 @@ _WISH: Final[dict[str, Any]] = {
         "expires_in_s": {"type": ["number", "null"], "minimum": 1, "maximum": 315_360_000},
         "rate": {"type": ["string", "null"], "description": "Such as `100/min`; units `s`, `min`, `h`, `d`"},
         "max_concurrency": {"type": ["integer", "null"], "minimum": 1, "maximum": 100_000},
+        "weight": {
+            "type": "number",
+            "minimum": WEIGHT_MIN,
+            "maximum": WEIGHT_MAX,
+            "default": 1,
+            "description": "Its share of a model that others wait for too, beside their weights",
+        },
         "curve_public": {"type": "string", "description": "A ZeroMQ CURVE public key in Z85, to be known by"},
     },
 }

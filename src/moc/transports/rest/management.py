@@ -1,4 +1,4 @@
-"""The management API under /api/v1: models, devices, leases, keys, the audit, workers, events, the system."""
+"""The management API under /api/v1: models, aliases, devices, leases, keys, the audit, workers, events, the system."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -16,12 +16,15 @@ from moc.service.models import spec_from
 from moc.service.services import Services
 from moc.service.tenancy import Explanation
 from moc.service.views import DeviceView, EventView, ModelView, SystemView, WorkerView
+from moc.transports.rest.aliases import add_aliases
 from moc.transports.rest.audit import add_audit
 from moc.transports.rest.body import decoded
+from moc.transports.rest.config import add_config
 from moc.transports.rest.keys import add_keys
 from moc.transports.rest.leases import add_leases
 from moc.transports.rest.operation import DEADLINE_HEADER
 from moc.transports.rest.parameters import After, Call, Limit, json_answer
+from moc.transports.rest.rollouts import add_rollouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +79,18 @@ Change = Callable[[Identity, str, Deadline], Awaitable[ModelView]]
 
 NEW_MODEL: Final[dict[str, Any]] = {
     "type": "object",
-    "required": ["name", "runtime", "source"],
+    "required": ["name", "runtime"],
     "additionalProperties": False,
     "properties": {
         "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"},
-        "runtime": {"type": "string", "description": "`llama_cpp`, `onnx`, `transformers` or `python`"},
-        "source": {"type": "string", "description": "Where its files are: `file:`, `pypi:`, `https:` or `hf:`"},
+        "runtime": {
+            "type": "string",
+            "description": "`llama_cpp`, `onnx`, `transformers`, `python`, `command` or `remote`",
+        },
+        "source": {
+            "type": "string",
+            "description": "Its files: `file:`, `pypi:`, `https:` or `hf:`; a `remote`: its URL; a command: maybe none",
+        },
         "sha256": {"type": ["string", "null"], "description": "What the file's SHA-256 must be"},
         "options": {"type": "object", "description": "The runtime's own options"},
         "devices": {
@@ -98,14 +107,57 @@ NEW_MODEL: Final[dict[str, Any]] = {
         "pin": {"type": "boolean", "description": "Never unload it for being idle"},
         "ttl_s": {"type": ["number", "string"], "description": "Unload after this idle time; 0 = never"},
         "priority": {"type": "integer", "minimum": 1, "maximum": 10, "description": "1 is the highest"},
-        "max_concurrent": {"type": "integer", "minimum": 1},
-        "max_queue": {"type": "integer", "minimum": 0},
+        "max_concurrent": {
+            "type": ["integer", "null"],
+            "minimum": 1,
+            "maximum": 100_000,
+            "description": "Requests at once; null = as `resilience.bulkhead` says",
+        },
+        "max_queue": {
+            "type": ["integer", "null"],
+            "minimum": 0,
+            "maximum": 1_000_000,
+            "description": "Requests that may wait; null = as `resilience.bulkhead` says",
+        },
         "shards": {"type": "integer", "minimum": 1, "maximum": 64, "description": "How many devices it is spread over"},
         "group": {"type": "string", "description": "Models of one group are never loaded together; empty = none"},
         "min_residency_s": {
             "type": ["number", "string", "null"],
             "description": "Not unloaded for another so soon after its loading; null = 5 s",
         },
+        "batching": {
+            "type": ["object", "null"],
+            "required": ["max_batch"],
+            "additionalProperties": False,
+            "properties": {
+                "max_batch": {"type": "integer", "minimum": 2, "maximum": 65_536, "description": "Rows in one call"},
+                "max_delay_ms": {
+                    "type": "number",
+                    "minimum": 0,
+                    "maximum": 10_000,
+                    "description": "How long a request may wait; 5",
+                },
+            },
+            "description": "Gather requests on tensors",
+        },
+        "canary": {
+            "type": ["object", "null"],
+            "required": ["kind"],
+            "additionalProperties": False,
+            "properties": {
+                "kind": {"enum": ["tensors", "chat", "completion", "embeddings", "rerank"]},
+                "body": {"type": "object", "description": "The request; none for tensors, which are zeros"},
+                "interval_s": {"type": "number", "minimum": 0.1, "maximum": 86_400, "description": "How often; 30"},
+                "timeout_s": {
+                    "type": "number",
+                    "minimum": 0.1,
+                    "maximum": 3_600,
+                    "description": "How long an answer may take; 5",
+                },
+            },
+            "description": "A request that tells whether the model still answers",
+        },
+        "cost": {"type": "number", "minimum": 0, "description": "What a request costs, for aliases that go by it"},
     },
 }
 _device_change_decoder: Final = msgspec.json.Decoder(DeviceChange)
@@ -133,9 +185,12 @@ def router(services: Services, *, closing: asyncio.Event) -> APIRouter:
     add_leases(routes, services, closing)  # first, for routes are compared one by one and these are asked most
     _add_models(routes, services)
     _add_model_changes(routes, services)
+    add_aliases(routes, services)
+    add_rollouts(routes, services)
     _add_devices(routes, services)
     add_keys(routes, services)
     add_audit(routes, services)
+    add_config(routes, services)
     _add_system(routes, services)
     _add_events(routes, services, closing)
     return routes

@@ -75,12 +75,11 @@ class CoreProtocol:
     async def _infer(self, exchange: Exchange) -> None:
         body = await exchange.body()
         wanted = parse(body, header_length(exchange.header(b"inference-header-content-length"), len(body)))
-        deadline = exchange.deadline()
-        if wanted.timeout_s is not None:
-            deadline = deadline.sooner(wanted.timeout_s)
+        wanted.request.headers = exchange.headers
+        terms = wanted.haste.on(exchange.terms())
         with exchange.watch():
             answer = await self._services.inference.infer(
-                exchange.identity, reference_of(exchange), wanted.request, deadline
+                exchange.identity, reference_of(exchange), wanted.request, terms
             )
         payload, media, headers = render(answer, wanted, exchange.request_id)
         await exchange.answer(200, payload, media=media, headers=(*inference_headers(answer), *headers))
@@ -96,16 +95,17 @@ class CoreProtocol:
         if readiness.ready:
             await exchange.answer_message(Ready(ready=True, live=True))
             return
-        waiting = ", ".join(part for part, ready in readiness.parts.items() if not ready)
+        waiting = ", ".join(f"{part}: {reason}" for part, reason in readiness.reasons.items())
         await exchange.answer_message(Ready(ready=False, live=True, error=f"not ready: {waiting}"), _UNAVAILABLE)
 
     async def _model_ready(self, exchange: Exchange) -> None:
         name = exchange.path("model")
-        if self._services.inference.is_ready(exchange.identity, reference_of(exchange)):
-            await exchange.answer_message(ModelReady(ready=True, name=name))
+        problem = self._services.inference.problem(exchange.identity, reference_of(exchange))
+        if problem:
+            message = ModelReady(ready=False, name=name, error=f"{name} is not ready: {problem}")
+            await exchange.answer_message(message, _UNAVAILABLE)
             return
-        message = ModelReady(ready=False, name=name, error="the model is not loaded; the first request loads it")
-        await exchange.answer_message(message, _UNAVAILABLE)
+        await exchange.answer_message(ModelReady(ready=True, name=name))
 
     async def _metadata(self, exchange: Exchange) -> None:
         found = await self._services.inference.describe(exchange.identity, reference_of(exchange), exchange.deadline())

@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from moc.service.services import Services
-from moc.transports.oip.request import Parameters
+from moc.transports.oip.request import Parameters, taken_from
 from moc.transports.oip.text import completion, text_of
 from moc.transports.rest.body import decoded
 from moc.transports.rest.exchange import Exchange, inference_headers
@@ -54,13 +54,11 @@ class Generation:
     async def _generate(self, exchange: Exchange) -> None:
         wanted = decoded(_request_decoder, await exchange.body())
         reference = reference_of(exchange)
+        terms = taken_from(wanted.parameters).on(exchange.terms())
+        request = completion(wanted.text_input, wanted.parameters, reference, stream=False)
+        request.headers = exchange.headers
         with exchange.watch():
-            answer = await self._inference.infer(
-                exchange.identity,
-                reference,
-                completion(wanted.text_input, wanted.parameters, reference, stream=False),
-                exchange.deadline(),
-            )
+            answer = await self._inference.infer(exchange.identity, reference, request, terms)
         text = text_of(bytes(answer.reply.body))
         response = _response(wanted, exchange, answer.reference, text)
         await exchange.answer(200, response, headers=inference_headers(answer))
@@ -68,13 +66,11 @@ class Generation:
     async def _generate_stream(self, exchange: Exchange) -> None:
         wanted = decoded(_request_decoder, await exchange.body())
         reference = reference_of(exchange)
+        terms = taken_from(wanted.parameters).on(exchange.terms())
+        request = completion(wanted.text_input, wanted.parameters, reference, stream=True)
+        request.headers = exchange.headers
         with exchange.watch():
-            stream = await self._inference.stream(
-                exchange.identity,
-                reference,
-                completion(wanted.text_input, wanted.parameters, reference, stream=True),
-                exchange.deadline(),
-            )
+            stream = await self._inference.stream(exchange.identity, reference, request, terms)
             served = stream.reference
             await send_stream(exchange, stream, chunk=lambda piece: _response(wanted, exchange, served, text_of(piece)))
 

@@ -9,7 +9,6 @@ import msgspec
 from moc.kernel.errors import NotFound
 from moc.service.inference import Kind, Request
 from moc.service.services import Services
-from moc.service.views import ModelView
 from moc.transports.rest.body import decoded
 from moc.transports.rest.chat import model_not_found
 from moc.transports.rest.exchange import Exchange, inference_headers
@@ -44,7 +43,11 @@ class ModelCards(msgspec.Struct):
 
 
 def _schema(required: dict[str, Any], optional: dict[str, Any]) -> dict[str, Any]:
-    properties = {"model": {"type": "string", "description": "`name` or `name@version`"}, **required, **optional}
+    properties = {
+        "model": {"type": "string", "description": "`name`, `name@version` or an alias"},
+        **required,
+        **optional,
+    }
     return {"type": "object", "required": ["model", *required], "properties": properties}
 
 
@@ -63,6 +66,7 @@ class OpenAI:
     def __init__(self, services: Services) -> None:
         self._inference = services.inference
         self._models = services.models
+        self._aliases = services.aliases
 
     def operations(self) -> list[Operation]:
         """Its routes."""
@@ -91,29 +95,31 @@ class OpenAI:
     async def _generate(self, kind: Kind, exchange: Exchange) -> None:
         body = await exchange.body()
         target = decoded(_target_decoder, body)
+        request = Request(kind, body, headers=exchange.headers)
         if target.stream:
-            await self._stream(exchange, target.model, Request(kind, body))
+            await self._stream(exchange, target.model, request)
         else:
-            await self._answer(exchange, target.model, Request(kind, body))
+            await self._answer(exchange, target.model, request)
 
     async def _embed(self, exchange: Exchange) -> None:
         body = await exchange.body()
-        await self._answer(exchange, decoded(_target_decoder, body).model, Request("embeddings", body))
+        request = Request("embeddings", body, headers=exchange.headers)
+        await self._answer(exchange, decoded(_target_decoder, body).model, request)
 
     async def _answer(self, exchange: Exchange, model: str, request: Request) -> None:
-        deadline = exchange.deadline()
+        terms = exchange.terms()
         try:
             with exchange.watch():
-                answer = await self._inference.infer(exchange.identity, model, request, deadline)
+                answer = await self._inference.infer(exchange.identity, model, request, terms)
         except NotFound as error:
             raise model_not_found(error) from None
         await exchange.answer(200, answer.reply.body, headers=inference_headers(answer))
 
     async def _stream(self, exchange: Exchange, model: str, request: Request) -> None:
-        deadline = exchange.deadline()
+        terms = exchange.terms()
         with exchange.watch():
             try:
-                stream = await self._inference.stream(exchange.identity, model, request, deadline)
+                stream = await self._inference.stream(exchange.identity, model, request, terms)
             except NotFound as error:
                 raise model_not_found(error) from None
             await send_stream(exchange, stream, last=DONE)
@@ -122,20 +128,24 @@ class OpenAI:
         cards, after = [], None
         while True:
             page = await self._models.list(exchange.identity, after=after, limit=_PAGE)
-            cards += [_card(view, view.name) for view in page.items]
+            cards += [_card(view.name, view.created_at) for view in page.items]
             after = page.next
             if after is None:
                 break
+        cards += [_card(view.name, view.changed_at) for view in self._aliases.known(exchange.identity)]
         await exchange.answer_message(ModelCards(cards))
 
     async def _show(self, exchange: Exchange) -> None:
         reference = exchange.path("model")
-        try:
-            view = await self._models.show(exchange.identity, reference)
-        except NotFound as error:
-            raise model_not_found(error) from None
-        await exchange.answer_message(_card(view, reference))
+        if self._aliases.is_alias(reference):
+            since = (await self._aliases.show(exchange.identity, reference)).changed_at
+        else:
+            try:
+                since = (await self._models.show(exchange.identity, reference)).created_at
+            except NotFound as error:
+                raise model_not_found(error) from None
+        await exchange.answer_message(_card(reference, since))
 
 
-def _card(view: ModelView, model_id: str) -> ModelCard:
-    return ModelCard(model_id, int(datetime.fromisoformat(view.created_at).timestamp()))
+def _card(model_id: str, since: str) -> ModelCard:
+    return ModelCard(model_id, int(datetime.fromisoformat(since).timestamp()))

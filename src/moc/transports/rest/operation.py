@@ -7,6 +7,7 @@ from typing import Any, Final
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from moc.transports.headers import PRIORITY_MAX, SESSION_MAX
 from moc.transports.oip.request import model_reference
 from moc.transports.rest.exchange import Exchange
 
@@ -21,6 +22,32 @@ DEADLINE_HEADER: Final[dict[str, Any]] = {
     "description": "How many milliseconds the answer may take.",
     "schema": {"type": "integer", "minimum": 1, "maximum": 86_400_000},
 }
+
+TERMS_HEADERS: Final[tuple[dict[str, Any], ...]] = (
+    DEADLINE_HEADER,
+    {
+        "name": "x-moc-priority",
+        "in": "header",
+        "required": False,
+        "description": "Its place among the waiting requests of the same key; 1 is the highest.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": PRIORITY_MAX, "default": 5},
+    },
+    {
+        "name": "x-moc-session",
+        "in": "header",
+        "required": False,
+        "description": "Requests of one session go to the same version of an alias that is sticky by session.",
+        "schema": {"type": "string", "maxLength": SESSION_MAX},
+    },
+    {
+        "name": "idempotency-key",
+        "in": "header",
+        "required": False,
+        "description": "Whatever it is, it says that the request may be run more than once.",
+        "schema": {"type": "string"},
+    },
+)
+"""How a request for an answer of a model is to be served."""
 
 Handler = Callable[[Exchange], Awaitable[None]]
 

@@ -11,7 +11,7 @@ from moc.service.services import Services
 from moc.service.system import METRICS_CONTENT_TYPE
 from moc.transports.rest.parameters import Call
 
-PUBLIC: Final = frozenset({"/livez", "/readyz"})
+PUBLIC: Final = frozenset({"/livez", "/readyz", "/startupz"})
 """Probes need no key: what asks them has none."""
 
 _UNAVAILABLE: Final = 503
@@ -19,10 +19,11 @@ _UNAVAILABLE: Final = 503
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """`status` is `ok` or `unavailable`; `parts` says which part of the program is the reason."""
+    """`status` is `ok` or `unavailable`; `parts` says which part of the program is well, `reasons` why one is not."""
 
     status: str
     parts: dict[str, bool]
+    reasons: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Health:
 
     status: str
     parts: dict[str, bool]
+    reasons: dict[str, str]
     version: str
 
 
@@ -41,17 +43,22 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/livez", response_model=Probe, summary="Tell that the process answers")
     async def live() -> Response:
-        return _probe(Probe("ok", {}), system.is_live())
+        return _probe(Probe("ok", {}, {}), system.is_live())
+
+    @routes.get("/startupz", response_model=Probe, responses=_or(Probe), summary="Tell that the start is over")
+    async def started() -> Response:
+        well = system.is_started()
+        return _probe(Probe(_word(well), {}, {}), well)
 
     @routes.get("/readyz", response_model=Probe, responses=_or(Probe), summary="Tell whether to send requests")
     async def ready() -> Response:
         readiness = system.readiness()
-        return _probe(Probe(_word(readiness.ready), readiness.parts), readiness.ready)
+        return _probe(Probe(_word(readiness.ready), readiness.parts, readiness.reasons), readiness.ready)
 
     @routes.get("/health", response_model=Health, responses=_or(Health), summary="Show health and version")
     async def health(call: Call) -> Response:
-        readiness = system.readiness()
-        return _probe(Health(_word(readiness.ready), readiness.parts, system.version), readiness.ready)
+        found = system.readiness(call.identity)
+        return _probe(Health(_word(found.ready), found.parts, found.reasons, system.version), found.ready)
 
     @routes.get(
         "/metrics",

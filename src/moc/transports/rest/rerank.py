@@ -79,10 +79,10 @@ class Rerank:
         wanted = decoded(_request_decoder, await exchange.body())
         texts = [document if isinstance(document, str) else document.text for document in wanted.documents]
         body = msgspec.json.encode({"model": wanted.model, "query": wanted.query, "documents": texts})
-        deadline = exchange.deadline()
+        request, terms = Request("rerank", body, headers=exchange.headers), exchange.terms()
         try:
             with exchange.watch():
-                answer = await self._inference.infer(exchange.identity, wanted.model, Request("rerank", body), deadline)
+                answer = await self._inference.infer(exchange.identity, wanted.model, request, terms)
         except NotFound as error:
             raise model_not_found(error) from None
         ranking = _ranking(wanted, texts, bytes(answer.reply.body), answer.reference)

@@ -57,6 +57,11 @@ class RestServer:
         scheme = "http" if self._tls_files is None else "https"
         return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
+    @property
+    def listening(self) -> bool:
+        """Whether connections are taken."""
+        return self._server is not None and self._server.is_serving()
+
     async def start(self) -> None:
         """Listen. Conflict when the port is taken or may not be used, InvalidRequest for a wrong host or file."""
         if self._server is not None:

@@ -10,7 +10,7 @@ from msgspec import UNSET, Raw
 from moc.kernel.errors import InvalidRequest, Unauthenticated
 from moc.resilience.deadline import Deadline
 from moc.security.identity import Identity
-from moc.service.inference import Answer, AnswerStream
+from moc.service.inference import Answer, AnswerStream, Terms
 from moc.transports.zmq.message import JSON, Form
 from moc.transports.zmq.router import Buffer
 
@@ -40,7 +40,7 @@ class Call:
 
     request_id: str
     caller: Identity | None
-    deadline: Deadline
+    terms: Terms
     form: Form
     payload: Raw
     tensors: Sequence[memoryview]
@@ -53,6 +53,11 @@ class Call:
         if self.caller is None:
             raise no_key()
         return self.caller
+
+    @property
+    def deadline(self) -> Deadline:
+        """The moment by which the caller wants its answer."""
+        return self.terms.deadline
 
     def read(self, kind: type[T]) -> T:
         """The payload; InvalidRequest with the place of whatever is wrong with it."""

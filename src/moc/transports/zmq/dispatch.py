@@ -25,12 +25,14 @@ from moc.resilience.deadline import NEVER, Deadline
 from moc.security.audit import ORIGIN, Origin
 from moc.security.authenticator import Authenticator
 from moc.security.identity import Identity
-from moc.transports.headers import request_id_of
+from moc.service.inference import Terms
+from moc.transports.headers import checked_priority, checked_session, request_id_of
 from moc.transports.status import unexpected, zmq_error
 from moc.transports.zmq.call import Action, Call, Emit, Outcome, no_key
 from moc.transports.zmq.first_generation import TYPES, Older
 from moc.transports.zmq.limits import Limits
 from moc.transports.zmq.message import Envelope, Form, Message, form_of
+from moc.transports.zmq.presence import Connection
 from moc.transports.zmq.router import Buffer, Gone, Router
 from moc.transports.zmq.work import Peer, Work
 
@@ -61,11 +63,12 @@ class Dispatch:
         self._running = 0
         self._held_bytes = 0
         self._closing = False
+        self._looking: asyncio.TimerHandle | None = None
 
     def arrived(self, frames: list[zmq.Frame]) -> None:
         """Begin to work on a message, or refuse it."""
         peer_id = frames[0].bytes
-        peer = self._peers.get(peer_id) or Peer(peer_id)
+        peer = self._peers.get(peer_id) or Peer(peer_id, Connection(frames[-1]))
         work = self._work(peer, frames)
         refusal = self._refusal(work, len(frames))
         if refusal is not None:
@@ -77,6 +80,8 @@ class Dispatch:
         self._running += 1
         self._held_bytes += work.size
         work.task = asyncio.create_task(self._run(work), name="zmq-request")
+        if self._looking is None:
+            self._look_later()
 
     async def drain(self) -> None:
         """Refuse what comes, end what may take for ever, wait for the rest."""
@@ -142,6 +147,20 @@ class Dispatch:
             self._running -= 1
             self._held_bytes -= work.size
 
+    def _look_later(self) -> None:
+        self._looking = asyncio.get_running_loop().call_later(self._limits.look_s, self._look)
+
+    def _look(self) -> None:
+        """End what those asked who have left; what is done already is taken back when it cannot be told."""
+        self._looking = None
+        for peer in self._peers.values():
+            if not peer.connection.is_open:
+                for work in peer.works:
+                    if work.undo is None:
+                        work.end(None)
+        if self._peers:
+            self._look_later()
+
     async def _left(self, work: Work) -> None:
         """Nobody is there to be answered: end all that the peer asked."""
         for other in work.peer.works:
@@ -188,8 +207,8 @@ class Dispatch:
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(self._actions)}"
             raise InvalidRequest(f"there is no action {name[:40]!r}; {hint}")
         emit = None if envelope.single else self._emitter(work)
-        deadline = _deadline(message.deadline_ms, work.began)
-        call = Call(work.request_id, identity, deadline, form, payload, envelope.tensors, emit, partial(_cancel, work))
+        terms = _terms(message, work.began)
+        call = Call(work.request_id, identity, terms, form, payload, envelope.tensors, emit, partial(_cancel, work))
         work.patient = action.patient
         return await action.handle(call)
 
@@ -264,6 +283,15 @@ def _cancel(work: Work, request_id: str) -> bool:
 
 def _translated(form: Form, older: Older, data: Raw) -> Raw:
     return Raw(form.write(older.payload(form.read(data, dict[str, Any]))))
+
+
+def _terms(message: Message, began: float) -> Terms:
+    return Terms(
+        _deadline(message.deadline_ms, began),
+        checked_priority(message.priority),
+        checked_session(message.session),
+        message.idempotency_key is not None,
+    )
 
 
 def _deadline(given_ms: float | None, began: float) -> Deadline:

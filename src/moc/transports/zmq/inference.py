@@ -51,8 +51,8 @@ class _Running:
         if not payload.inputs:
             return await self._text(call, "completion", payload.model, stream=bool(payload.stream))
         wanted = _wanted(call, payload)
-        deadline = call.deadline if wanted.timeout_s is None else call.deadline.sooner(wanted.timeout_s)
-        answer = await self._inference.infer(call.identity, payload.model, wanted.request, deadline)
+        terms = wanted.haste.on(call.terms)
+        answer = await self._inference.infer(call.identity, payload.model, wanted.request, terms)
         response, frames = response_to(wanted, answer, call.request_id)
         return Outcome(response, frames, answer)
 
@@ -71,10 +71,10 @@ class _Running:
         return _document(call, await self._ask(call, kind, model, body))
 
     async def _ask(self, call: Call, kind: Kind, model: str, body: tensors.Buffer) -> Answer:
-        return await self._inference.infer(call.identity, model, Request(kind, body), call.deadline)
+        return await self._inference.infer(call.identity, model, Request(kind, body), call.terms)
 
     async def _stream(self, call: Call, emit: Emit, kind: Kind, model: str) -> Outcome:
-        stream = await self._inference.stream(call.identity, model, Request(kind, call.document()), call.deadline)
+        stream = await self._inference.stream(call.identity, model, Request(kind, call.document()), call.terms)
         try:
             async for piece in stream:
                 await emit(call.form.document(piece))

@@ -9,7 +9,8 @@ class Limits:
 
     A message has at most `frames_max` frames of `message_bytes` in all; a single frame that is larger ends its
     connection. `unread_max` answers wait for a peer that does not read, the next one for `write_timeout_s`, then
-    the peer is given up. A peer that answers no heartbeat for `heartbeat_timeout_s` is gone.
+    the peer is given up. A peer that answers no heartbeat for `heartbeat_timeout_s` is gone. Every `look_s` it is
+    looked whether those are still there who wait for an answer.
     """
 
     message_bytes: int = 64 * 1024 * 1024
@@ -20,6 +21,7 @@ class Limits:
     write_timeout_s: float = 60.0
     heartbeat_s: float = 10.0
     heartbeat_timeout_s: float = 30.0
+    look_s: float = 0.1
     stop_grace_s: float = 5.0
     linger_s: float = 1.0
 

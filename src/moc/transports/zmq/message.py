@@ -26,6 +26,9 @@ class Message(msgspec.Struct, gc=False):
     data: Raw | UnsetType = UNSET
     request_id: str = ""
     deadline_ms: float | None = None
+    priority: int = 5
+    session: str = ""
+    idempotency_key: str | None = None
     key: str | None = None
 
 

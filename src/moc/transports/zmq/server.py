@@ -67,6 +67,11 @@ class ZmqServer:
         """Where a subscriber on this machine connects, None when events are not published."""
         return None if self.events_port is None else self._url(self.events_port)
 
+    @property
+    def listening(self) -> bool:
+        """Whether requests are taken."""
+        return self._dispatch is not None
+
     async def start(self) -> None:
         """Listen. Conflict when a port is taken or may not be used, InvalidRequest for a wrong host or key file."""
         if self._dispatch is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from moc.kernel.errors import MocError
 from moc.transports.zmq.message import Envelope, Form, Reply
+from moc.transports.zmq.presence import Connection
 from moc.transports.zmq.router import Buffer
 
 
@@ -15,6 +16,7 @@ class Peer:
     """What one connection has asked and is not answered yet: all of it, and what it gave an id."""
 
     id: bytes
+    connection: Connection
     works: set["Work"] = field(default_factory=set)
     named: dict[str, "Work"] = field(default_factory=dict)
 

@@ -73,6 +73,8 @@ def _params(model: str, path: str, given: Options) -> Any:
     if pooling is not None:
         params.pooling_type = given.one_of("pooling", pooling, POOLING)
         params.embedding = params.embedding or pooling == "rank"
+    if not params.embedding:
+        params.n_batch = params.n_ubatch  # between two of these a request can be stopped, and others get their tokens
     template = given.text("chat_template")
     if template is not None:
         params.chat_template = template

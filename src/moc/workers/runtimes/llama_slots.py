@@ -15,6 +15,8 @@ from moc.workers.runtimes.feed import Feed
 from moc.workers.runtimes.llama_answer import Answer
 
 _TRUE = msgspec.Raw(b"true")
+_PROGRESS = "return_progress"
+_IS_PROGRESS = b'"prompt_progress":'
 _WITH_USAGE = msgspec.Raw(b'{"include_usage":true}')
 _NO_INPUT = "input is not supported"
 _IN_ONE_PIECE = {"embeddings": "handle_embeddings", "rerank": "handle_rerank"}
@@ -37,9 +39,9 @@ _decode_fault = msgspec.json.Decoder(_Faulty).decode
 class LlamaSlots:
     """The engine's slots. JSON goes in and comes out as the engine's own bytes.
 
-    A request that is cancelled leaves its slot at the next token. For that the engine is always asked to
-    stream, and a whole answer is put together from the chunks. It cannot be stopped while it reads a
-    prompt, nor when several prompts or choices are asked for at once: such an answer comes in one piece.
+    A request that is cancelled leaves its slot at the next token, or the next part of its prompt. For that the engine
+    is always asked to stream and to tell of its progress, and a whole answer is put together from the chunks. It
+    cannot be stopped when several prompts or choices are asked for at once: such an answer comes in one piece.
     A stream whose reader stops reading is held back here, while the engine goes on to the request's own limit.
     """
 
@@ -76,9 +78,10 @@ class LlamaSlots:
         fields = _fields(request)
         if request.kind in _IN_ONE_PIECE:
             raise Unimplemented(f"{request.kind} is not streamed; ask for the whole answer")
-        body = bytes(request.body) if fields.get("stream") == _TRUE else _encode({**fields, "stream": _TRUE})
         feed = Feed()
-        self._threads.submit(_pour, self._handler(request), body, feed)
+        self._threads.submit(
+            _pour, self._handler(request), _streamed(fields), feed, told=fields.get(_PROGRESS) == _TRUE
+        )
         async with contextlib.aclosing(feed.chunks()) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -109,7 +112,7 @@ class _Whole:
         in_one_piece = self._has_several_choices()
         body = self._body
         if not in_one_piece:
-            body = _encode({**self._fields, "stream": _TRUE, "stream_options": _WITH_USAGE})
+            body = _streamed({**self._fields, "stream_options": _WITH_USAGE})
         _guarded(self._handler, body, self._take)
         if self._fault is not None:
             raise self._fault
@@ -127,18 +130,26 @@ class _Whole:
 
     def _take(self, chunk: bytes) -> bool:
         self._fault = _fault_in(chunk)
-        if chunk != b"null":
+        if chunk != b"null" and _IS_PROGRESS not in chunk:
             self._chunks.append(chunk)
         return self.cancelled or self._fault is not None
 
 
-def _pour(handler: Callable[..., Any], body: bytes, feed: Feed) -> None:
+def _streamed(fields: dict[str, msgspec.Raw]) -> bytes:
+    """The request, to be answered in chunks, also while its prompt is read: only then can it be stopped."""
+    return _encode({**fields, "stream": _TRUE, _PROGRESS: _TRUE})
+
+
+def _pour(handler: Callable[..., Any], body: bytes, feed: Feed, *, told: bool) -> None:
+    """Put the chunks into `feed`; those that tell of progress only if the caller asked to be `told`."""
     fault: MocError | None = None
 
     def take(chunk: bytes) -> bool:
         nonlocal fault
         fault = _fault_in(chunk)
-        return fault is not None or (chunk != b"null" and not feed.put(chunk))
+        if chunk == b"null" or (_IS_PROGRESS in chunk and not told):
+            return fault is not None or not feed.wanted
+        return fault is not None or not feed.put(chunk)
 
     try:
         _guarded(handler, body, take)

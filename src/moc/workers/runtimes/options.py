@@ -23,6 +23,13 @@ class Options:
             raise self._wrong(name, value, f"a whole number from {low} to {high}")
         return value
 
+    def number(self, name: str, default: float, *, low: float, high: float) -> float:
+        """A number from `low` to `high`."""
+        value = self._take(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise self._wrong(name, value, f"a number from {low:g} to {high:g}")
+        return float(value)
+
     def flag(self, name: str, default: bool) -> bool:
         """true or false."""
         value = self._take(name, default)
@@ -42,6 +49,27 @@ class Options:
         if value not in choices:
             raise self._wrong(name, value, f"one of {', '.join(choices)}")
         return choices[value]
+
+    def texts(self, name: str) -> list[str]:
+        """A list of texts, empty when it is not given."""
+        value = self._take(name, [])
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise self._wrong(name, value, "a list of texts")
+        return value
+
+    def named_texts(self, name: str) -> dict[str, str]:
+        """Texts by their names, none when it is not given."""
+        value = self._take(name, {})
+        if not isinstance(value, dict) or not all(isinstance(entry, str) for pair in value.items() for entry in pair):
+            raise self._wrong(name, value, "a mapping of names to texts")
+        return value
+
+    def mapping(self, name: str) -> dict[str, Any] | None:
+        """A mapping, None when it is not given."""
+        value = self._take(name, None)
+        if value is not None and not isinstance(value, dict):
+            raise self._wrong(name, value, "a mapping")
+        return value
 
     def mappings(self, name: str) -> list[dict[str, Any]]:
         """A list of mappings, empty when it is not given."""

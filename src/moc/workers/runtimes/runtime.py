@@ -8,14 +8,14 @@ own imports are what stands between a request and the first byte of its model.
 import importlib
 import os
 from collections.abc import AsyncGenerator, Coroutine
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from moc.kernel.errors import LoadFailed
 
 if TYPE_CHECKING:
     from moc.inference.request import Info, Reply, Request
 
-EXTRAS = {"llama_cpp": "llama", "onnx": "onnx", "python": None, "transformers": "transformers"}
+EXTRAS = {"llama_cpp": "llama", "onnx": "onnx", "python": None, "transformers": "transformers", "command": None}
 """Every runtime, with the extra of the distribution that brings its engine."""
 
 
@@ -39,6 +39,19 @@ class Runtime(Protocol):
 
     async def close(self) -> None:
         """Let go of what would outlive the process. The process ends right after."""
+        ...
+
+
+@runtime_checkable
+class Sleeper(Runtime, Protocol):
+    """A runtime whose `info` says that it `sleeps`. Nothing is asked of one that is asleep but to wake."""
+
+    async def sleep(self) -> None:
+        """Give the memory of its devices back."""
+        ...
+
+    async def wake(self) -> None:
+        """Take it again; returns when requests can be answered."""
         ...
 
 

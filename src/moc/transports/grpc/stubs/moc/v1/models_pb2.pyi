@@ -43,7 +43,7 @@ class AddModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "reference", "state", "reason", "message", "digest", "runtime", "source", "options", "devices", "memory_bytes", "expected_memory", "host_memory_bytes", "shards", "group", "min_residency_s", "preload", "pin", "ttl_s", "priority", "max_concurrent", "max_queue", "created_at", "changed_at", "artifact", "load_s", "info", "adopted", "worker")
+    __slots__ = ("name", "version", "reference", "state", "reason", "message", "digest", "runtime", "source", "options", "devices", "memory_bytes", "expected_memory", "host_memory_bytes", "shards", "group", "min_residency_s", "preload", "pin", "ttl_s", "priority", "max_concurrent", "max_queue", "created_at", "changed_at", "artifact", "load_s", "info", "adopted", "worker", "problem", "batching", "canary", "cost", "circuit")
     class Artifact(_message.Message):
         __slots__ = ("sha256", "size_bytes")
         SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +88,11 @@ class Model(_message.Message):
     INFO_FIELD_NUMBER: _ClassVar[int]
     ADOPTED_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    BATCHING_FIELD_NUMBER: _ClassVar[int]
+    CANARY_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    CIRCUIT_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     reference: str
@@ -118,4 +123,9 @@ class Model(_message.Message):
     info: _struct_pb2.Struct
     adopted: bool
     worker: _workers_pb2.Worker
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., reference: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., digest: _Optional[str] = ..., runtime: _Optional[str] = ..., source: _Optional[str] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., devices: _Optional[_Iterable[str]] = ..., memory_bytes: _Optional[int] = ..., expected_memory: _Optional[_Union[Model.ExpectedMemory, _Mapping]] = ..., host_memory_bytes: _Optional[int] = ..., shards: _Optional[int] = ..., group: _Optional[str] = ..., min_residency_s: _Optional[float] = ..., preload: _Optional[bool] = ..., pin: _Optional[bool] = ..., ttl_s: _Optional[float] = ..., priority: _Optional[int] = ..., max_concurrent: _Optional[int] = ..., max_queue: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., changed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., artifact: _Optional[_Union[Model.Artifact, _Mapping]] = ..., load_s: _Optional[float] = ..., info: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., adopted: _Optional[bool] = ..., worker: _Optional[_Union[_workers_pb2.Worker, _Mapping]] = ...) -> None: ...
+    problem: str
+    batching: _struct_pb2.Struct
+    canary: _struct_pb2.Struct
+    cost: float
+    circuit: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., reference: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., digest: _Optional[str] = ..., runtime: _Optional[str] = ..., source: _Optional[str] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., devices: _Optional[_Iterable[str]] = ..., memory_bytes: _Optional[int] = ..., expected_memory: _Optional[_Union[Model.ExpectedMemory, _Mapping]] = ..., host_memory_bytes: _Optional[int] = ..., shards: _Optional[int] = ..., group: _Optional[str] = ..., min_residency_s: _Optional[float] = ..., preload: _Optional[bool] = ..., pin: _Optional[bool] = ..., ttl_s: _Optional[float] = ..., priority: _Optional[int] = ..., max_concurrent: _Optional[int] = ..., max_queue: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., changed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., artifact: _Optional[_Union[Model.Artifact, _Mapping]] = ..., load_s: _Optional[float] = ..., info: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., adopted: _Optional[bool] = ..., worker: _Optional[_Union[_workers_pb2.Worker, _Mapping]] = ..., problem: _Optional[str] = ..., batching: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., canary: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., cost: _Optional[float] = ..., circuit: _Optional[str] = ...) -> None: ...
