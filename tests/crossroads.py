@@ -25,7 +25,7 @@ class Models:
     """The Residents port: any name is a model of one version, loaded on demand unless it is in `errors`.
 
     `loads` are the references that were asked for when they were not loaded; `loading` those of which the test says
-    that they are.
+    that they are, `load_s` how long it says that a load takes.
     """
 
     def __init__(self, info: Info = INFO, *, max_concurrent: int | None = 64, max_queue: int | None = 256) -> None:
@@ -34,6 +34,7 @@ class Models:
         self.max_queue = max_queue
         self.loads: list[str] = []
         self.loading: set[str] = set()
+        self.load_s = 0.0
         self.errors: dict[str, MocError] = {}
         self._residents: dict[str, Resident] = {}
 
@@ -43,6 +44,9 @@ class Models:
 
     def is_loading(self, reference: str) -> bool:
         return reference in self.loading
+
+    def load_left_s(self, reference: str) -> float:
+        return self.load_s
 
     async def ensure_ready(self, reference: str, deadline: Deadline) -> Resident:
         self.loads.append(reference)

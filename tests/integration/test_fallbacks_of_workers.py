@@ -88,6 +88,9 @@ class Running:
     def is_loading(self, reference: str) -> bool:
         return False
 
+    def load_left_s(self, reference: str) -> float:
+        return 0.0
+
     async def ensure_ready(self, reference: str, deadline: Deadline) -> Resident:
         raise LoadFailed(f"{reference} is gone", reason="runtime_unhealthy")
 

@@ -132,6 +132,7 @@ async def test_a_piece_that_is_no_chat_ends_the_stream(
 
 @pytest.mark.parametrize("path", [MESSAGES, RESPONSES])
 async def test_a_client_that_leaves_frees_its_place(rest_client: httpx.AsyncClient, engine: Engine, path: str) -> None:
+    engine.pieces = PIECES[1:]
     engine.gate.clear()
     asking = asyncio.create_task(rest_client.post(path, json=ASKED[path]))
     await engine.began.wait()

@@ -75,6 +75,20 @@ async def test_a_target_that_cannot_be_loaded_is_followed_by_the_next(place: Cro
     assert [code for _, _, code in place.journal.fallbacks] == ["load_failed", "circuit_open"]
 
 
+async def test_a_load_that_cannot_be_in_time_is_begun_and_not_waited_for(place: Crossroads) -> None:
+    await place.models.load("spare")
+    place.alias(Route("alias", (Target("m", 100),), fallback=("spare",)))
+    place.models.load_s = 60.0
+    place.models.workers.gate.clear()
+    assert await ask(place, terms=Terms(Deadline.after(30))) == "spare@1"
+    refused = await fails(place, "m", Terms(Deadline.after(30)))
+    assert (refused.code, refused.retry_after_s) == ("deadline_unreachable", 60.0)
+    place.models.load_s = 20.0
+    place.models.workers.gate.set()
+    assert await ask(place, "m", Terms(Deadline.after(30))) == "m@1"
+    assert place.models.loads.count("m") >= 1
+
+
 async def test_a_fault_of_the_caller_is_told_at_once(place: Crossroads) -> None:
     await place.models.load("m")
     place.models.link("m").error = InvalidRequest("no messages")
@@ -128,6 +142,19 @@ async def test_a_stream_falls_back_until_its_first_chunk(place: Crossroads) -> N
     place.models.link("m").error = WorkerLost("gone", sent=True)
     stream = await place.gateway.stream(SOMEBODY, "alias", REQUEST, Terms())
     assert (stream.reference, [chunk async for chunk in stream]) == ("spare@1", [b"a", b"b", b"c"])
+
+
+async def test_who_will_speak_is_not_yet_said(place: Crossroads) -> None:
+    """A stream that breaks after its first chunk, which has no more than a role in it, falls back too."""
+    role = b'{"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}'
+    word = b'{"choices":[{"index":0,"delta":{"content":"one"}}]}'
+    await place.models.load("m", "spare")
+    place.models.link("m").script = [role, WorkerLost("gone", sent=True)]
+    place.models.link("spare").script = [role, word]
+    stream = await place.gateway.stream(SOMEBODY, "alias", REQUEST, Terms())
+    assert stream.reference == "spare@1"
+    assert [chunk async for chunk in stream] == [role, word]
+    assert place.journal.fallbacks == [("alias", "m", "worker_lost")]
 
 
 async def test_a_stream_that_breaks_says_how_far_it_got(place: Crossroads) -> None:

@@ -282,6 +282,23 @@ async def test_waiting_for_memory_is_not_loading(house: House) -> None:
     assert house.catalogue.entry("a").status.load_s < 0.1
 
 
+async def test_how_long_a_load_takes_is_known_from_the_last(house: House) -> None:
+    await house.add()
+    assert house.manager.load_left_s("a") == 0
+    house.workers.gate.clear()
+    loading = asyncio.create_task(house.manager.ensure_ready("a", NEVER))
+    await house.until("model.loading")
+    await asyncio.sleep(0.1)  # time is what this is about
+    house.workers.gate.set()
+    await loading
+    await house.manager.unload("a", NEVER, actor="test")
+    assert 0.04 < house.manager.load_left_s("a") <= house.catalogue.entry("a").status.load_s
+    house.workers.error = LoadFailed("no such tensor", reason="load_failed")
+    with pytest.raises(LoadFailed):
+        await house.manager.load("a", NEVER, actor="test")
+    assert house.manager.load_left_s("a") == 0
+
+
 async def test_no_room_is_said_and_tried_again_at_the_next_request(house: House) -> None:
     await house.add()
     house.memory.error = NoCapacity("it does not fit", details={"evicted": ()})

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
 
 import msgspec
 
@@ -10,6 +11,14 @@ from moc.inference.request import Reply
 from moc.inference.station import Visit
 from moc.kernel.errors import DeadlineExceeded, MocError, retold
 from moc.resilience.deadline import Deadline
+
+
+class _Choice(msgspec.Struct):
+    delta: dict[str, Any] | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
 
 
 class Answer(msgspec.Struct, gc=False):
@@ -36,8 +45,12 @@ class AnswerStream:
         self._at_end: list[Callable[[], None]] = []
 
     async def begin(self) -> None:
-        """Wait for the first chunk, so that what goes wrong before it is raised here."""
-        self._ready.extend(await self._more())
+        """Wait for the first chunk that says something, so that what goes wrong before it is raised here."""
+        while True:
+            more = await self._more()
+            self._ready.extend(more)
+            if not more or not all(map(_says_nothing, more)):
+                return
 
     def at_end(self, tell: Callable[[], None]) -> None:
         """Call `tell` once the place is given back; at once when it is."""
@@ -108,3 +121,18 @@ class AnswerStream:
             visit.end(code)
             for tell in self._at_end:
                 tell()
+
+
+_decode_chunk: Final = msgspec.json.Decoder(_Chunk).decode
+
+
+def _says_nothing(chunk: bytes) -> bool:
+    """Whether it only announces who will speak, as the first chunk of a chat often does."""
+    try:
+        choices = _decode_chunk(chunk).choices
+    except msgspec.MsgspecError:
+        return False
+    deltas = [choice.delta for choice in choices]
+    return bool(deltas) and not any(
+        delta is None or any(value for key, value in delta.items() if key != "role") for delta in deltas
+    )

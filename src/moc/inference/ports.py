@@ -104,6 +104,10 @@ class Residents(Protocol):
         """Whether somebody, or the coordinator itself, has begun to load it; NotFound."""
         ...
 
+    def load_left_s(self, reference: str) -> float:
+        """How long its load takes from now on at the soonest, going by its last; 0 when that is not known; NotFound."""
+        ...
+
     async def ensure_ready(self, reference: str, deadline: Deadline) -> Resident:
         """Load it if it is not: NotFound, LoadFailed, DeadlineExceeded. Many callers start one load."""
         ...

@@ -149,6 +149,11 @@ class ModelManager:
         """Whether the version `reference` stands for is being loaded already; NotFound."""
         return self._roster.slot(self.serving(reference)).loading is not None
 
+    def load_left_s(self, reference: str) -> float:
+        """How long its load takes from now on at the soonest, going by its last; 0 when that is not known; NotFound."""
+        slot = self._roster.slot(self.serving(reference))
+        return 0.0 if slot.reference in self._workers.sleeping() else slot.load_left_s
+
     async def ensure_ready(self, reference: str, deadline: Deadline) -> Resident:
         """Load it unless it is loaded; many callers share one load.
 

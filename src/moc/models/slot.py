@@ -12,6 +12,9 @@ from moc.models.resident import Resident
 from moc.resilience.breaker import Breaker, BreakerLimits, Circuit
 from moc.resilience.bulkhead import Bulkhead
 
+SOONEST = 0.5
+"""A load takes this part of the time that the last one took at least: files may be in memory by now."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -57,6 +60,14 @@ class Slot:
     def reference(self) -> str:
         """`name@version`."""
         return self.entry.version.reference
+
+    @property
+    def load_left_s(self) -> float:
+        """How long its load takes from now on at the soonest, going by its last; 0 when that is not known."""
+        if self.failure is not None:
+            return 0.0
+        passed_s = 0.0 if self.loading is None else time.monotonic() - self.launched_at
+        return max(0.0, self.entry.status.load_s * SOONEST - passed_s)
 
     def occupy(self, resident: Resident) -> None:
         """It is loaded."""

@@ -27,6 +27,7 @@ class FakeLink:
         self.running = 0
         self.most_running = 0
         self.error: MocError | None = None
+        self.script: list[bytes | MocError] = []
         self.lost = asyncio.Event()
 
     async def infer(self, request: Request) -> Reply:
@@ -53,15 +54,17 @@ class FakeLink:
             self.running -= 1
 
     async def stream(self, request: Request) -> AsyncIterator[list[bytes]]:
-        """Each byte of the body as a chunk."""
+        """What `script` says, or each byte of the body as a chunk."""
         self.given.append(request)
         self.running += 1
         try:
-            for byte in bytes(request.body):
+            for piece in self.script or [bytes([byte]) for byte in bytes(request.body)]:
                 await self.gate.wait()
                 if self.error is not None:
                     raise self.error
-                yield [bytes([byte])]
+                if isinstance(piece, MocError):
+                    raise piece
+                yield [piece]
         except GeneratorExit:
             self.cancelled += 1
             raise
