@@ -79,14 +79,19 @@ def test_a_killed_coordinator_finds_the_server_warm(running: Coordinator) -> Non
     assert chat(running).status_code == 200
 
 
+def losses(running: Coordinator) -> list[dict[str, Any]]:
+    """The events of workers that died."""
+    events = running.get("/api/v1/events?follow=false&after=0&limit=1000")["events"]
+    return [event for event in events if event["kind"] == "worker.lost"]
+
+
 def test_a_killed_server_is_started_again(running: Coordinator) -> None:
     chat(running)
     before = server_of(running)
     before.kill()
     eventually(lambda: chat(running).status_code == 200, what="an answer of the next server")
     assert server_of(running) != before
-    events = running.get("/api/v1/events?follow=false&after=0&limit=1000")["events"]
-    (lost,) = [event for event in events if event["kind"] == "worker.lost"]
+    (lost,) = eventually(lambda: losses(running), what="the loss to be recorded")
     assert "was killed by SIGKILL" in lost["data"]["why"]
 
 

@@ -21,6 +21,7 @@ SCRIPT = Path(__file__).parent / "clients" / "descriptors.py"
 
 PART_ONLY = {
     "ModelConfig",
+    "ModelDynamicBatching",
     "ModelInput",
     "ModelOutput",
     "ModelInstanceGroup",
