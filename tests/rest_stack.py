@@ -243,7 +243,7 @@ class RestStack:
             inventory=Inventory(
                 catalogue=self.catalogue, manager=self.manager, aliases=self.aliases, sources=self.sources
             ),
-            take_up=self.taken_up.append,
+            take_up=lambda config, vouched: self.taken_up.append(config),
             clock=SystemClock(),
         )
 

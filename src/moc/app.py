@@ -42,7 +42,7 @@ from moc.models.footprints import Footprints
 from moc.models.manager import ModelManager
 from moc.models.rollouts import Rollouts
 from moc.models.slot import Limits
-from moc.models.sources import ArtifactSources, Bounds, host_of
+from moc.models.sources import ArtifactSources, Bounds, address_of, place
 from moc.resilience.breaker import BreakerLimits
 from moc.resilience.bulkhead import Bulkhead
 from moc.security.audit import AuditLog
@@ -337,8 +337,8 @@ class Coordinator:
         if self._failure is not None:
             raise MocError(self._failure)
 
-    def _take_up(self, config: Config) -> None:
-        """Give the settings that may change meanwhile to the parts that have them."""
+    def _take_up(self, config: Config, vouched: Config) -> None:
+        """Give the settings that may change meanwhile to the parts that have them; see `Reconfiguration`."""
         self.config = config
         resources, security = config.settings.resources, config.settings.security
         logs.set_level(config.settings.telemetry.log_level)
@@ -347,7 +347,7 @@ class Coordinator:
         self.devices.adjust(poll_interval_s=resources.gpu_poll_interval_s)
         self.pressure.adjust(interval_s=resources.gpu_poll_interval_s, threshold_pct=resources.eviction_threshold_pct)
         self.broker.adjust(soft_limit_pct=resources.soft_limit_pct, policy=Policy(order=Order(resources.eviction)))
-        self.sources.adjust(bounds=_bounds(config))
+        self.sources.adjust(bounds=_bounds(config, vouched))
         self.authenticator.adjust(
             require_key=security.require_key, failed_logins_per_min=security.failed_logins_per_min
         )
@@ -434,15 +434,15 @@ def _breaker_limits(config: Config) -> BreakerLimits:
     return BreakerLimits(failure_threshold=breaker.failure_threshold, reset_timeout_s=breaker.reset_timeout_s)
 
 
-def _bounds(config: Config) -> Bounds:
-    """What may be named over the API; hosts that the configuration has a model from are as good as allowed."""
+def _bounds(config: Config, vouched: Config) -> Bounds:
+    """What may be named over the API; where the file has a model from is as good as allowed."""
     security = config.settings.security
-    named = (host_of(spec.source) for spec in config.models.values())
+    named = (address_of(spec.source) for spec in vouched.models.values())
     return Bounds(
         roots=[config.path(root) for root in security.allowed_model_roots],
         python_roots=[config.path(root) for root in security.trusted_python_roots],
         commands=frozenset(security.trusted_commands),
-        hosts=frozenset((*security.allowed_model_hosts, *filter(None, named))),
+        hosts=frozenset((*security.allowed_model_hosts, *(place(host, port) for host, port in named if host))),
         secrets=config.data_dir / SECRETS_FOLDER,
     )
 
@@ -450,7 +450,7 @@ def _bounds(config: Config) -> Bounds:
 def _artifact_sources(config: Config) -> ArtifactSources:
     return ArtifactSources(
         config.data_dir / "blobs",
-        bounds=_bounds(config),
+        bounds=_bounds(config, config),
         base_dir=config.origin.base,
         size_limit_bytes=SOURCE_LIMIT_BYTES,
     )

@@ -107,6 +107,8 @@ def test_over_the_api_it_may_not_reach_inside(pair: Pair) -> None:
     for fields, said in (
         ({"source": "http://169.254.169.254/latest"}, "allowed_model_hosts"),
         ({"source": "http://localhost:1/v1"}, "allowed_model_hosts"),
+        ({"source": "http://127.0.0.1:1/v1"}, "allowed_model_hosts"),
+        ({"source": f"{pair.far.url}/v1", "options": {"use_proxy": True}}, "use_proxy"),
         ({"source": f"{pair.far.url}/v1", "options": {"key_env": "FAR_KEY"}}, "key_env"),
         ({"source": f"{pair.far.url}/v1", "options": {"key_file": str(pair.near.data_dir / "admin.key")}}, "secrets"),
     ):

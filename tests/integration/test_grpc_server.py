@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -13,6 +14,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from moc.kernel.errors import Conflict, InvalidRequest
 from moc.security.certificates import PrivateAuthority
 from moc.security.tls import TlsFiles
+from moc.transports.grpc.call import Call, Stream
+from moc.transports.grpc.engine import GrpcioEngine
 from moc.transports.grpc.limits import Limits
 from moc.transports.grpc.reflection import V1, V1ALPHA
 from moc.transports.grpc.server import GrpcServer, methods_of
@@ -106,6 +109,29 @@ async def test_a_message_over_the_limit_is_refused(tmp_path: Path) -> None:
             await check(stack, "x" * 1000)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert await check(stack) == SERVING
+
+
+async def test_a_client_that_does_not_read_its_answers_is_given_up() -> None:
+    over = asyncio.Event()
+
+    async def flood(requests: AsyncIterator[bytes], call: Call) -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield bytes(64 * 1024)
+        finally:
+            over.set()
+
+    engine = GrpcioEngine({"/test/Flood": Stream(flood)}, limits=Limits(write_timeout_s=0.1, stop_grace_s=0.2))
+    port = await engine.start("127.0.0.1", 0)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream("/test/Flood")
+        call = method()
+        async with asyncio.timeout(10):
+            await over.wait()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            assert [len(answer) async for answer in call]
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await engine.stop()
 
 
 async def test_a_port_that_is_taken_is_said(grpc_stack: GrpcStack) -> None:

@@ -397,6 +397,8 @@ async def test_a_model_that_does_not_load_is_told_of_alike(house: House) -> None
 async def test_a_worker_that_dies_is_told_of_alike(house: House) -> None:
     house.link.fault = WorkerLost("the worker died", sent=True)
     assert await refused(house, lambda asker: asker.chat("echo")) == "worker_lost"
+    house.link.fault = None
+    await house.rest.chat("echo")  # or its circuit would open
     house.link.fault = RuntimeError("secret")
     code, words, _ = await refusal(house.rest.chat("echo"))
     assert (code, "secret" in words) == ("internal", False)

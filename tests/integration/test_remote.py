@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from moc.inference.request import Reply, Request
 from moc.kernel.clock import SystemClock
 from moc.kernel.errors import DeadlineExceeded, InvalidRequest, LoadFailed, Unavailable, Unimplemented, WorkerLost
 from moc.kernel.events import Event
+from moc.kernel.records import Op
 from moc.models.ports import Launch, Worker
 from moc.resilience.deadline import NEVER, Deadline
 from moc.store.memory import MemoryStore
@@ -32,11 +33,26 @@ SERVER = ROOT / "tests" / "llama_server.py"
 KEY = "sesame-of-the-llama"
 
 
+class Store(MemoryStore):
+    """Commits nothing while `open` is not set; `asked` when it was to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def commit(self, ops: Sequence[Op], events: Sequence[Event] = ()) -> int:
+        self.asked.set()
+        await self.open.wait()
+        return await super().commit(ops, events)
+
+
 class Remotes:
     """Remote workers over a store of their own."""
 
     def __init__(self, folder: Path) -> None:
-        self.store = MemoryStore()
+        self.store = Store()
         self.secrets = folder / "secrets"
         self.secrets.mkdir()
         self.workers = RemoteWorkers(
@@ -45,7 +61,7 @@ class Remotes:
             host="here",
             clock=SystemClock(),
             secrets=self.secrets,
-            reach=lambda host, address: None,
+            reach=lambda host, port, address: None,
         )
 
     async def load(self, url: str, **options: Any) -> tuple[Worker, RemoteLink]:
@@ -154,6 +170,16 @@ async def test_a_load_keeps_to_its_deadline(remotes: Remotes) -> None:
         launch = Launch(model="far@1", digest="", runtime="remote", path=url)
         with pytest.raises(DeadlineExceeded):
             await remotes.workers.start_worker(launch, Deadline.after(0.1))
+
+
+async def test_a_load_that_is_cancelled_at_its_end_leaves_nothing(remotes: Remotes, server: UpstreamServer) -> None:
+    remotes.store.open.clear()
+    loading = asyncio.create_task(remotes.load(f"{server.url}/v1"))
+    await asyncio.wait_for(remotes.store.asked.wait(), 30)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    assert remotes.workers.workers() == []
 
 
 async def test_it_is_unresponsive_while_it_is_not_well(remotes: Remotes, server: UpstreamServer) -> None:

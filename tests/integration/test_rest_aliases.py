@@ -195,6 +195,11 @@ async def test_a_key_needs_the_alias_to_use_it_and_all_it_names_to_set_it(rest_s
         assert (await operator.put(path, json={"versions": {"secret": 1}})).status_code == 403
         assert (await operator.patch(path, json={"fallback": ["secret"]})).status_code == 403
         assert (await operator.put("/api/v1/aliases/other", json={"versions": {"echo": 1}})).status_code == 403
+        await alias(rest_stack, versions={"secret": 1})
+        assert (await operator.put(path, json={"versions": {"echo": 1}})).status_code == 200
+        for wish in ({}, {"to": 2}):
+            assert (await operator.post(f"{path}/rollback", json=wish)).status_code == 403
+        assert (await operator.post(f"{path}/rollback", json={"to": 1})).status_code == 200
 
 
 async def test_the_client_manages_aliases(rest_stack: RestStack) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from moc.models.ports import Launch, Worker
 from moc.resilience.deadline import NEVER
 from moc.workers.local import LocalWorkers
 from moc.workers.sleepers import Sleepers
+from tests.full_store import FullStore
 from tests.hosted import Host, eventually, kinds, link_to, lost_workers, processes_of, start
 
 MOODY = str(Path(__file__).parents[1] / "moody_server.py")
@@ -101,6 +104,35 @@ async def test_one_that_dies_in_its_sleep_is_not_woken(
     await eventually(lambda: workers.link(worker.id) is None)
     assert await sleepers.wake(moody(tmp_path), NEVER) is None
     await eventually(lambda: not psutil.pid_exists(worker.pid))
+
+
+async def test_one_whose_process_dies_in_its_sleep_is_missed(
+    workers: LocalWorkers, sleepers: Sleepers, tmp_path: Path
+) -> None:
+    worker = await start(workers, moody(tmp_path))
+    lost = lost_workers(workers)
+    await sleepers.lay(worker.id)
+    os.kill(worker.pid, signal.SIGKILL)
+    who, _ = await asyncio.wait_for(lost.get(), 10)
+    assert who.id == worker.id
+    assert sleepers.models() == []
+    assert workers.workers() == []
+
+
+async def test_one_that_dies_as_it_wakes_is_not_taken_for_awake(here: Host, tmp_path: Path) -> None:
+    here.store = store = FullStore()
+    workers = await here.coordinator()
+    sleepers = Sleepers(workers)
+    worker = await start(workers, moody(tmp_path))
+    await sleepers.lay(worker.id)
+    store.slow = "worker.ready"
+    waking = asyncio.create_task(sleepers.wake(moody(tmp_path), NEVER))
+    await store.reached.wait()
+    os.kill(worker.pid, signal.SIGKILL)
+    await eventually(lambda: workers.link(worker.id) is None)
+    store.gate.set()
+    assert await waking is None
+    await eventually(lambda: processes_of(here.run_dir) == [])
 
 
 async def test_one_that_sleeps_can_be_ended(workers: LocalWorkers, sleepers: Sleepers, tmp_path: Path) -> None:

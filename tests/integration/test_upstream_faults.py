@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import ssl
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from moc.kernel.errors import (
 from moc.security.certificates import PrivateAuthority
 from moc.workers.upstream import Upstream, UpstreamOptions
 from moc.workers.upstream.key import FileKey
+from moc.workers.upstream.line import Resolver
 from tests.coordinator import free_port
 from tests.upstream_server import (
     CHUNK,
@@ -120,17 +122,50 @@ async def test_one_that_goes_away_may_have_done_it(server: UpstreamServer, answe
         assert caught.value.sent
 
 
-async def test_one_that_closes_connections_behind_answers_is_asked_over_new_ones(server: UpstreamServer) -> None:
+async def test_one_that_closes_connections_behind_streams_is_asked_over_new_ones(server: UpstreamServer) -> None:
+    served: set[asyncio.StreamWriter] = set()
+
     async def once(seen: Seen, peer: Peer) -> None:
+        if peer.writer in served:
+            peer.writer.close()
+            return
+        served.add(peer.writer)
         await answer_chat(seen, peer)
-        peer.writer.close()
 
     server.answer = once
     async with upstream_to(server) as upstream:
-        for _ in range(20):
-            assert await streamed(upstream, chat())
+        assert await streamed(upstream, chat())
+        assert "connection" not in server.last.headers
+        await upstream.infer(chat())
+        assert len(server.seen) == 3
+        served.clear()
+        assert await streamed(upstream, chat())
+        assert server.last.headers["connection"] == "close", "next time the race is not run"
+
+
+async def test_what_an_upstream_was_working_on_is_not_sent_twice(server: UpstreamServer) -> None:
+    async def crashing(_: Seen, peer: Peer) -> None:
+        await asyncio.sleep(0.1)  # its work
+        peer.reset()
+
+    server.answer = crashing
+    async with upstream_to(server) as upstream:
+        await upstream.probe()
+        with pytest.raises(WorkerLost) as caught:
             await upstream.infer(chat())
-    assert len(server.seen) == 40
+    assert caught.value.sent
+    assert [seen.method for seen in server.seen] == ["GET", "POST"]
+    assert server.connections == 1
+
+
+async def test_nothing_is_sent_more_than_twice(server: UpstreamServer) -> None:
+    server.answer = resetting
+    async with upstream_to(server) as upstream:
+        await asyncio.gather(*(upstream.probe() for _ in range(3)))
+        assert server.connections == 3
+        with pytest.raises(WorkerLost):
+            await upstream.infer(chat())
+    assert [seen.method for seen in server.seen][3:] in (["POST"], ["POST", "POST"])
 
 
 async def test_half_an_answer_is_none(server: UpstreamServer) -> None:
@@ -153,6 +188,30 @@ async def test_a_stream_that_breaks_gives_what_there_was(server: UpstreamServer)
             assert await anext(stream) == [CHUNK % WORDS[0]]
             with pytest.raises(WorkerLost) as caught:
                 await anext(stream)
+            assert caught.value.sent
+
+
+@pytest.mark.parametrize("ending", ["none", "finish", "usage", "half"])
+async def test_a_stream_is_whole_when_it_says_so(server: UpstreamServer, ending: str) -> None:
+    finish = b'{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}'
+    usage = b'{"choices":[],"usage":{"total_tokens":3}}'
+    chunks = {"none": [], "finish": [finish], "usage": [finish, usage], "half": [finish]}[ending]
+
+    async def without_done(_: Seen, peer: Peer) -> None:
+        await peer.begin_stream()
+        for chunk in (CHUNK % WORDS[0], *chunks):
+            await peer.piece(b"data: %s\n\n" % chunk)
+        if ending == "half":
+            await peer.piece(b"data: " + usage[:20])
+        await peer.piece(b"")
+
+    server.answer = without_done
+    async with upstream_to(server) as upstream:
+        if ending in ("finish", "usage"):
+            assert await streamed(upstream, chat()) == [CHUNK % WORDS[0], *chunks]
+        else:
+            with pytest.raises(WorkerLost, match="whole") as caught:
+                await streamed(upstream, chat())
             assert caught.value.sent
 
 
@@ -257,6 +316,7 @@ async def test_cancelling_ends_the_request_at_once(server: UpstreamServer) -> No
 async def test_closing_ends_what_is_under_way(server: UpstreamServer) -> None:
     server.answer = hanging
     async with upstream_to(server) as upstream:
+        await upstream.probe()  # over a connection that is kept
         asking = asyncio.create_task(upstream.infer(chat()))
         await server.asked.wait()
         await upstream.close()
@@ -314,8 +374,12 @@ async def test_certificates_are_checked(tmp_path: Path) -> None:
             await Upstream(UpstreamOptions(url=server.url, model="m", ca_file=str(tmp_path / "none.pem"))).start()
 
 
-async def test_proxies_are_gone_by_when_that_is_asked(server: UpstreamServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", server.url)
+async def test_proxies_are_gone_by_when_that_is_asked(
+    server: UpstreamServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password hunter2\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("http_proxy", server.url.replace("//", "//ours:word@"))
     monkeypatch.setenv("no_proxy", "")
     nobody = f"http://127.0.0.1:{free_port()}/v1"
     for use_proxy in (True, False):
@@ -325,6 +389,8 @@ async def test_proxies_are_gone_by_when_that_is_asked(server: UpstreamServer, mo
             if use_proxy:
                 await upstream.infer(chat())
                 assert server.last.path == f"{nobody}/chat/completions"
+                assert server.last.headers["proxy-authorization"] == f"Basic {b64encode(b'ours:word').decode()}"
+                assert "authorization" not in server.last.headers
             else:
                 with pytest.raises(Unavailable, match="cannot be reached"):
                     await upstream.infer(chat())
@@ -332,16 +398,21 @@ async def test_proxies_are_gone_by_when_that_is_asked(server: UpstreamServer, mo
             await upstream.close()
 
 
-async def test_an_address_that_may_not_be_reached_is_not(server: UpstreamServer) -> None:
+@pytest.mark.parametrize("use_proxy", [True, False])
+async def test_an_address_that_may_not_be_reached_is_not(
+    server: UpstreamServer, monkeypatch: pytest.MonkeyPatch, use_proxy: bool
+) -> None:
+    monkeypatch.setenv("no_proxy", "*")
     asked: list[tuple[str, str]] = []
 
-    def reach(host: str, address: str) -> None:
+    def reach(host: str, port: int, address: str) -> None:
+        assert server.url.endswith(f":{port}")
         asked.append((host, address))
         if address == "127.0.0.1":
             raise LoadFailed("not there", reason="load_failed")
 
     url = server.url.replace("127.0.0.1", "localhost")
-    upstream = Upstream(UpstreamOptions(url=url, model="m", reach=reach))
+    upstream = Upstream(UpstreamOptions(url=url, model="m", reach=reach, use_proxy=use_proxy))
     await upstream.start()
     try:
         with pytest.raises(LoadFailed, match="not there"):
@@ -352,3 +423,13 @@ async def test_an_address_that_may_not_be_reached_is_not(server: UpstreamServer)
         await Upstream(UpstreamOptions(url=server.url, model="m", reach=reach)).start()
     assert server.connections == 0
     assert ("localhost", "127.0.0.1") in asked
+
+
+async def test_an_address_is_checked_whatever_the_http_client_makes_of_the_host() -> None:
+    def reach(host: str, port: int, address: str) -> None:
+        raise LoadFailed(f"{host}:{port} is at {address}", reason="load_failed")
+
+    resolver = Resolver(reach, "https://inside.example./v1")
+    with pytest.raises(LoadFailed, match=r"^inside\.example\.:443 is at "):
+        await resolver.resolve("localhost")
+    await resolver.close()

@@ -21,6 +21,7 @@ from moc.workers.heartbeat import Patience
 from moc.workers.link import WorkerLink
 from moc.workers.local import LocalWorkers
 from moc.workers.wire import Frames, Hello
+from tests.full_store import FullStore
 from tests.hosted import (
     Host,
     arrays,
@@ -83,6 +84,12 @@ def running(pid: int) -> bool:
         return False
 
 
+def break_off(link: WorkerLink) -> None:
+    """Let the connection to a worker break."""
+    assert link._transport is not None
+    link._transport.abort()
+
+
 async def test_stopping_ends_the_whole_tree_and_leaves_nothing(
     here: Host, workers: LocalWorkers, tmp_path: Path
 ) -> None:
@@ -143,6 +150,37 @@ async def test_a_worker_that_hangs_is_no_obstacle_to_ending_it(here: Host) -> No
     os.kill(worker.pid, signal.SIGSTOP)
     await workers.stop_worker(worker.id, reason="Test")
     assert not running(worker.pid)
+
+
+async def test_a_worker_is_ended_though_that_cannot_be_recorded(here: Host) -> None:
+    here.store = store = FullStore()
+    workers = await here.coordinator()
+    worker = await start(workers, example("identity"))
+    store.full = True
+    await workers.stop_worker(worker.id, reason="Test")
+    assert not running(worker.pid)
+    assert not is_there(worker)
+    assert workers.workers() == []
+    store.full = False
+    newer = await here.coordinator()
+    assert await newer.adopt() == []
+    assert await store.list("workers/") == []
+
+
+async def test_one_that_did_not_start_is_ended_though_nobody_waits_to_hear_why(
+    here: Host, workers: LocalWorkers, tmp_path: Path
+) -> None:
+    starting = asyncio.create_task(start(workers, written(tmp_path, "import time\ntime.sleep(1000)")))
+    await eventually(lambda: any(workers.link(worker.id) for worker in workers.workers()))
+    (worker,) = workers.workers()
+    break_off(link_to(workers, worker))
+    await eventually(lambda: workers.link(worker.id) is None)
+    starting.cancel()  # while it is being found out how its process ended, which lives
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert workers.workers() == []
+    assert processes_of(here.run_dir) == []
+    assert folders_in(here.run_dir) == []
 
 
 async def test_an_orphan_ends_itself_and_takes_its_folder_along(here: Host, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from moc.kernel.errors import Conflict, InvalidRequest, NotFound, NotLeader
 from moc.kernel.events import Event
 from moc.kernel.records import ABSENT, Put
 from moc.models.alias import Alias
-from moc.models.aliases import AliasBook
+from moc.models.aliases import AliasBook, Along
 from moc.models.catalogue import Catalogue
 from moc.models.model import ModelSpec
 from moc.store.memory import MemoryStore
@@ -250,16 +250,16 @@ async def test_nothing_but_the_rollout_changes_an_alias_that_it_moves(shelf: She
 
 async def test_what_goes_along_is_in_the_same_commit(shelf: Shelf) -> None:
     number = await shelf.set("a", ONE)
-    revision = shelf.book.revision("a")
-    along = Put("note", b"1", ABSENT)
+    revisions: list[int] = []
     event = Event(kind="rollout.progressing", subject="rol-1")
-    await shelf.set("a", TWO, along=[along], events=[event])
+    along = Along([Put("note", b"1", ABSENT)], [event], revisions.append)
+    await shelf.set("a", TWO, along=along)
     note = await shelf.store.get("note")
     assert note is not None
-    assert note.revision == shelf.book.revision("a") > revision
+    assert [note.revision] == revisions
     assert [each.kind for each in (await shelf.store.events())[-2:]] == ["alias.set", "rollout.progressing"]
     with pytest.raises(Conflict):
-        await shelf.set("a", ONE, along=[along])  # what cannot be done along leaves the alias as it is
+        await shelf.set("a", ONE, along=along)  # what cannot be done along leaves the alias as it is
     assert (shelf.book.find("a"), shelf.book.newest("a").number) == (TWO, number + 1)
 
 

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from moc.inference.batching import Batcher
 from moc.inference.request import Info, Reply, Request, Tensor, TensorSpec
-from moc.kernel.errors import InvalidRequest, WorkerLost
+from moc.kernel.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    MocError,
+    NoCapacity,
+    QueueFull,
+    Unavailable,
+    WorkerLost,
+)
 from moc.workers.tensors import inputs_of, reply_of
 
 INPUTS = (TensorSpec("X", "INT32", (-1, 2)), TensorSpec("NAME", "BYTES", (-1, 1)))
@@ -35,7 +43,7 @@ class Engine:
         self.gate.set()
         self.seen: list[int] = []
         self.odd = False
-        self.lost = False
+        self.error: MocError | None = None
         self.running = 0
         self.most_running = 0
         self.cancelled = 0
@@ -52,8 +60,8 @@ class Engine:
             raise
         finally:
             self.running -= 1
-        if self.lost:
-            raise WorkerLost("it died", sent=True)
+        if self.error is not None:
+            raise self.error
         arrays = inputs_of(request, self.info.inputs)
         if (arrays["X"] == -1).any():
             raise InvalidRequest("there is a -1")
@@ -248,12 +256,24 @@ async def test_a_bad_request_does_not_fail_its_neighbours() -> None:
     assert engine.seen == [3, 1, 1, 1]
 
 
-async def test_a_lost_worker_is_everybodys_loss_and_nothing_is_asked_twice() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        WorkerLost("it died", sent=True),
+        Unavailable("down", retry_after_s=3),
+        QueueFull("full"),
+        NoCapacity("no memory"),
+        DeadlineExceeded("late"),
+    ],
+)
+async def test_what_is_nobodys_fault_is_everybodys_loss_and_nothing_is_asked_twice(error: MocError) -> None:
     engine = Engine()
-    engine.lost = True
+    engine.error = error
     batcher = Batcher(engine, max_batch=2, max_delay_s=LONG_S, on_off=str)
     lost = await asyncio.gather(batcher.infer(one(1)), batcher.infer(one(2)), return_exceptions=True)
-    assert [type(each) for each in lost] == [WorkerLost, WorkerLost]
+    assert [(type(each), getattr(each, "retry_after_s", 0)) for each in lost] == [
+        (type(error), error.retry_after_s)
+    ] * 2
     assert lost[0] is not lost[1]
     assert engine.seen == [2]
 

@@ -116,11 +116,12 @@ def test_what_was_under_way_when_it_opened_is_not_the_try() -> None:
     assert changes == [Circuit.OPEN, Circuit.HALF_OPEN]
 
 
-def test_a_try_that_is_cancelled_is_given_back_at_once() -> None:
-    clock = ManualClock()
-    breaker = opened(clock)
+def test_a_try_that_is_cancelled_is_given_back_at_once_and_nobody_is_told() -> None:
+    clock, changes = ManualClock(), list[Circuit]()
+    breaker = opened(clock, changes)
     clock.advance(10)
     breaker.abandoned(breaker.allow())
+    assert changes == [Circuit.OPEN, Circuit.HALF_OPEN]
     breaker.succeeded(breaker.allow())
     assert breaker.circuit is Circuit.CLOSED
 

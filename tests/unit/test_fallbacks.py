@@ -18,7 +18,9 @@ from moc.kernel.errors import (
     NoCapacity,
     Unavailable,
     WorkerLost,
+    code_of,
 )
+from moc.models.resident import Resident
 from moc.resilience.breaker import BreakerLimits, Circuit
 from moc.resilience.deadline import Deadline
 from moc.testing.clock import ManualClock
@@ -57,13 +59,20 @@ async def test_an_alias_is_answered_by_its_target(place: Crossroads) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [WorkerLost("gone", sent=True), Unavailable("down"), Internal("bug"), MocError("bug"), NoCapacity("no room")],
+    [
+        WorkerLost("gone", sent=True),
+        Unavailable("down"),
+        Internal("bug"),
+        MocError("bug"),
+        NoCapacity("no room"),
+        RuntimeError("a bug nobody foresaw"),
+    ],
 )
-async def test_a_target_that_fails_is_followed_by_the_next(place: Crossroads, error: MocError) -> None:
+async def test_a_target_that_fails_is_followed_by_the_next(place: Crossroads, error: Exception) -> None:
     await place.models.load("m")
     place.models.link("m").error = error
     assert await ask(place) == "spare@1"
-    assert place.journal.fallbacks == [("alias", "m", error.code)]
+    assert place.journal.fallbacks == [("alias", "m", code_of(error))]
 
 
 async def test_a_target_that_cannot_be_loaded_is_followed_by_the_next(place: Crossroads) -> None:
@@ -205,6 +214,35 @@ async def test_what_was_lost_on_the_way_is_answered_by_the_next_worker(place: Cr
     assert place.models.loads == ["m", "m"]
 
 
+class Slow(Models):
+    """Does not know of a worker that it is gone before it was asked so often; see Residents.find."""
+
+    asked = 0
+
+    def find(self, reference: str) -> Resident | None:
+        self.asked += 1
+        return self._residents.get(reference) if self.asked < 5 else super().find(reference)
+
+
+async def test_what_was_not_sent_waits_until_it_is_known_that_the_worker_is_gone() -> None:
+    models = Slow(ANY)
+    place = Crossroads(models)
+    await models.load("m")
+    models.crash("m")
+    assert await ask(place, "m") == "m@1"
+    assert (models.loads, place.journal.retries) == (["m", "m"], [("m", "worker_lost")])
+
+
+@pytest.mark.parametrize("limit_s", [None, 0.1])
+async def test_it_waits_no_longer_than_a_moment_or_than_there_is_time(limit_s: float | None) -> None:
+    models = Slow(ANY)
+    models.asked = -(10**6)
+    await models.load("m")
+    models.crash("m")
+    assert (await fails(Crossroads(models), "m", Terms(Deadline.after(limit_s)))).code == "worker_lost"
+    assert models.loads == ["m"]
+
+
 async def test_the_last_target_of_an_alias_is_asked_again(place: Crossroads) -> None:
     place.alias(Route("single", (Target("m", 1),)))
     await spoilt(place, "m", Unavailable("down"), answered=10)
@@ -271,6 +309,33 @@ async def test_a_try_whose_caller_leaves_is_given_to_the_next() -> None:
     assert isinstance(error, DeadlineExceeded)
     link.gate.set()
     assert await ask(place, "m") == "m@1"
+
+
+async def test_a_try_that_is_a_stream_closes_the_circuit_when_it_begins() -> None:
+    clock = ManualClock()
+    place = failing_fast(clock)
+    await place.models.load("m")
+    link = place.models.link("m")
+    link.error = Internal("bug")
+    for _ in range(3):
+        await fails(place, "m")
+    clock.advance(10)
+    link.error = None
+    stream = await place.gateway.stream(SOMEBODY, "m", REQUEST, Terms())
+    assert await ask(place, "m") == "m@1"
+    await stream.aclose()
+    assert [circuit for _, circuit in place.journal.circuits] == [Circuit.OPEN, Circuit.HALF_OPEN, Circuit.CLOSED]
+
+
+async def test_streams_that_break_after_they_began_open_the_circuit() -> None:
+    place = failing_fast(ManualClock())
+    await place.models.load("m")
+    place.models.link("m").script = [b"{}", Internal("bug")]
+    for _ in range(3):
+        stream = await place.gateway.stream(SOMEBODY, "m", REQUEST, Terms())
+        with pytest.raises(Internal):
+            assert [chunk async for chunk in stream]
+    assert (await fails(place, "m")).code == "circuit_open"
 
 
 @pytest.mark.parametrize("error", [InvalidRequest("no"), DeadlineExceeded("late"), NoCapacity("full")])

@@ -5,10 +5,11 @@ import asyncio
 import pytest
 
 from moc.inference.gateway import Gateway
-from moc.inference.request import Caller, Request, Terms
+from moc.inference.request import Caller, Info, Request, Terms
 from moc.kernel.errors import DeadlineExceeded, InvalidRequest, QueueFull, Unimplemented, WorkerLost
 from moc.resilience.deadline import Deadline
-from tests.crossroads import Crossroads, Models
+from moc.testing.workers import INFO, FakeLink
+from tests.crossroads import Crossroads, Models, until
 
 SOMEBODY = Caller("key")
 
@@ -104,6 +105,15 @@ async def test_what_was_never_sent_is_tried_on_the_next_worker(gateway: Gateway,
     assert not any(isinstance(result, BaseException) for result in results[2:])
 
 
+async def test_a_new_line_to_a_worker_is_used_at_once_and_as_it_wants_to_be(gateway: Gateway, models: Models) -> None:
+    await gateway.infer(SOMEBODY, "m", request(), Terms())
+    models.link("m").alive = False
+    new = models.workers.links[models.resident("m").worker_id] = FakeLink(Info(INFO.kinds, INFO.engine, concurrency=1))
+    await asyncio.gather(*(gateway.infer(SOMEBODY, "m", request(), Terms()) for _ in range(2)))
+    assert (len(new.given), new.most_running) == (2, 1)
+    assert models.loads == ["m"]
+
+
 async def test_the_engines_own_error_reaches_the_caller(gateway: Gateway, models: Models, codes: list[str]) -> None:
     await gateway.infer(SOMEBODY, "m", request(), Terms())
     models.link("m").error = InvalidRequest("no such input")
@@ -112,9 +122,20 @@ async def test_the_engines_own_error_reaches_the_caller(gateway: Gateway, models
     assert codes == ["ok", "invalid_request"]
 
 
-async def test_a_kind_the_engine_lacks_is_refused(gateway: Gateway) -> None:
+async def test_an_error_nobody_foresaw_is_counted_as_one(gateway: Gateway, models: Models, codes: list[str]) -> None:
+    await models.load("m")
+    models.link("m").error = RuntimeError("a bug")
+    with pytest.raises(RuntimeError):
+        await gateway.infer(SOMEBODY, "m", request(), Terms())
+    with pytest.raises(RuntimeError):
+        await gateway.stream(SOMEBODY, "m", Request("chat", b"abc"), Terms())
+    assert codes == ["internal", "internal"]
+
+
+async def test_a_kind_the_engine_lacks_is_refused(gateway: Gateway, codes: list[str]) -> None:
     with pytest.raises(Unimplemented, match="cannot do embeddings; it can do tensors, chat"):
         await gateway.infer(SOMEBODY, "m", Request("embeddings", b"{}"), Terms())
+    assert codes == ["unimplemented"]
 
 
 async def test_a_stream_gives_every_chunk_and_then_its_place_back(gateway: Gateway, models: Models) -> None:
@@ -149,3 +170,23 @@ async def test_an_error_between_chunks_ends_the_stream(gateway: Gateway, models:
         await anext(stream)
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
+
+
+async def test_a_stream_that_nobody_reads_ends_at_its_deadline(
+    gateway: Gateway, models: Models, codes: list[str]
+) -> None:
+    stream = await gateway.stream(SOMEBODY, "m", Request("chat", b"abc"), Terms(Deadline.after(0.05)))
+    await until(lambda: codes)
+    assert (codes, models.link("m").running, models.resident("m").users) == (["deadline_exceeded"], 0, 0)
+    assert await stream.some() == [b"a"]
+    with pytest.raises(DeadlineExceeded, match=r"incomplete.*after 1 chunks"):
+        await stream.some()
+    assert await stream.some() == []
+    await stream.aclose()
+
+
+async def test_a_stream_that_is_read_in_time_ends_once(gateway: Gateway, codes: list[str]) -> None:
+    stream = await gateway.stream(SOMEBODY, "m", Request("chat", b"abc"), Terms(Deadline.after(60)))
+    assert [chunk async for chunk in stream] == [b"a", b"b", b"c"]
+    await stream.aclose()
+    assert codes == ["ok"]

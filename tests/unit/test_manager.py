@@ -6,7 +6,16 @@ from collections.abc import AsyncIterator
 import pytest
 
 from moc.kernel.clock import SystemClock
-from moc.kernel.errors import CircuitOpen, Conflict, DeadlineExceeded, LoadFailed, NoCapacity, NotFound, QueueFull
+from moc.kernel.errors import (
+    CircuitOpen,
+    Conflict,
+    DeadlineExceeded,
+    LoadFailed,
+    NoCapacity,
+    NotFound,
+    QueueFull,
+    StoreUnavailable,
+)
 from moc.models.catalogue import Catalogue
 from moc.models.model import MOVES, ModelSpec, State, digest_of, parse_reference
 from moc.models.ports import Launch, Worker
@@ -15,6 +24,7 @@ from moc.resilience.breaker import BreakerLimits
 from moc.resilience.deadline import NEVER, Deadline
 from moc.store.memory import MemoryStore
 from moc.testing.workers import FakeWorkers
+from tests.full_store import FullStore
 from tests.house import NEWER, SPEC, House, turn
 
 EAGER = Limits(breaker=BreakerLimits(failure_threshold=1, reset_timeout_s=0))
@@ -177,6 +187,76 @@ async def test_unload_stops_a_load(house: House) -> None:
     with pytest.raises(Conflict):
         await loading
     assert house.state() is State.REGISTERED
+
+
+@pytest.fixture
+async def full() -> FullStore:
+    return FullStore()
+
+
+@pytest.fixture
+async def cramped(full: FullStore) -> AsyncIterator[House]:
+    """A house whose store fails at times, with a model."""
+    house = await House(full).start()
+    await house.add()
+    yield house
+    await house.manager.stop()
+
+
+async def test_a_load_that_cannot_be_recorded_leaves_no_worker(cramped: House, full: FullStore) -> None:
+    full.slow = "model.ready"
+    loading = asyncio.create_task(cramped.manager.ensure_ready("a", NEVER))
+    await full.reached.wait()
+    full.full = True
+    full.gate.set()
+    with pytest.raises(StoreUnavailable):
+        await loading
+    assert cramped.workers.workers() == []
+    assert cramped.memory.held == {}
+    full.full = False
+    await cramped.until("model.unloaded")
+    assert cramped.state() is State.REGISTERED
+    await cramped.manager.ensure_ready("a", NEVER)
+    assert len(cramped.workers.workers()) == 1
+
+
+async def test_a_load_that_is_stopped_at_the_last_moment_leaves_no_worker(cramped: House, full: FullStore) -> None:
+    full.slow = "model.ready"
+    loading = asyncio.create_task(cramped.manager.ensure_ready("a", NEVER))
+    await full.reached.wait()
+    unloading = asyncio.create_task(cramped.manager.unload("a", NEVER, actor="test"))
+    await asyncio.sleep(0)
+    full.gate.set()
+    await unloading
+    with pytest.raises(Conflict):
+        await loading
+    assert cramped.workers.workers() == []
+    assert cramped.memory.held == {}
+    assert cramped.state() is State.REGISTERED
+
+
+@pytest.mark.parametrize("since", ["the beginning", "it is drained"])
+async def test_what_cannot_be_recorded_is_unloaded_all_the_same(cramped: House, full: FullStore, since: str) -> None:
+    resident = await cramped.manager.ensure_ready("a", NEVER)
+    resident.enter()
+    full.full = since == "the beginning"
+    unloading = asyncio.create_task(cramped.manager.unload("a", NEVER, actor="test"))
+    if since == "it is drained":
+        await cramped.until("model.draining")
+        full.full = True
+    await turn(lambda: cramped.manager.find("a") is None)
+    assert cramped.workers.stopped == []
+    resident.leave()
+    with pytest.raises(StoreUnavailable):
+        await unloading
+    assert cramped.workers.stopped == [(resident.worker_id, "Requested")]
+    assert cramped.memory.held == {}
+    full.full = False
+    if since == "the beginning":
+        await cramped.until("model.unloaded")
+        assert cramped.state() is State.REGISTERED
+    await cramped.manager.ensure_ready("a", NEVER)
+    assert cramped.state() is State.READY
 
 
 async def test_an_idle_model_is_unloaded_and_a_pinned_one_is_not(house: House) -> None:

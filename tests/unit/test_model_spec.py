@@ -37,6 +37,7 @@ def test_where_a_model_goes_is_nobodys_business_but_its_own() -> None:
         ({"shards": 65}, "shards is 65"),
         ({"shards": 1.5}, "shards"),
         ({"shards": 2, "runtime": "onnx"}, "onnx runs on one device"),
+        ({"runtime": "remote", "batching": {"max_batch": 8}}, "batching is for models that run here"),
         ({"group": "a b"}, "group is 'a b'"),
         ({"group": None}, "group"),
         ({"min_residency_s": -1}, "min_residency_s is -1"),

@@ -65,12 +65,18 @@ class Site:
         self.data_dir = data_dir
         self.store = Mortal()
         self.taken_up: list[Config] = []
+        self.vouched: list[Config] = []
         self.workers = FakeWorkers()
         self.sources = FakeSources()
 
     def write(self, sections: dict[str, Any]) -> None:
         """Change the file."""
         (self.data_dir / "moc.yaml").write_text(text_of(sections))
+
+    def take_up(self, config: Config, vouched: Config) -> None:
+        """See `Reconfiguration`."""
+        self.taken_up.append(config)
+        self.vouched.append(vouched)
 
     @asynccontextmanager
     async def running(self, **options: Any) -> AsyncIterator[Reconfiguration]:
@@ -92,9 +98,7 @@ class Site:
             catalogue=self.catalogue, manager=self.manager, aliases=self.aliases, sources=self.sources
         )
         history = History(store=store, seat=seat)
-        running = Reconfiguration(
-            config, history=history, inventory=inventory, take_up=self.taken_up.append, clock=clock
-        )
+        running = Reconfiguration(config, history=history, inventory=inventory, take_up=self.take_up, clock=clock)
         stack = Stack([store, seat, self.catalogue, self.aliases, running, self.manager])
         await stack.start()
         try:
@@ -437,3 +441,59 @@ async def test_what_is_not_the_files_word_is_held_to_the_bounds_of_the_api(site:
         assert site.taken_up[-1].settings.security.require_key is False
     async with site.running() as configuration:
         assert configuration.revision.number == 3
+
+
+async def test_the_next_start_stands_what_was_changed_by_other_means(site: Site) -> None:
+    """The alias of the file is gone with the model it named, and an alias has the name of another of its models."""
+    alone = {"aliases": {"front": {"versions": {"mine": 1}}}, **SMALL}
+    site.write(SMALL)
+    async with site.running():
+        await site.manager.add("mine", ModelSpec(runtime="python", source="file:mine.py"), actor="somebody")
+    site.write(alone)
+    async with site.running():
+        await site.aliases.remove("front", actor="somebody", reason="")
+        await site.manager.remove("a", actor="somebody")
+        await site.aliases.set("a", Alias(versions={"mine": 1.0}), actor="somebody", reason="")
+        await site.aliases.set("a", Alias(versions={"mine@1": 1.0}), actor="somebody", reason="")
+    async with site.running() as configuration:
+        assert site.aliases.names() == ["a"]
+        await site.aliases.remove("a", actor="somebody", reason="")
+        await site.manager.remove("mine", actor="somebody")
+        with pytest.raises(InvalidRequest, match="names mine"):
+            await apply(configuration, {"aliases": {"other": {"versions": {"mine": 1}}}})
+    async with site.running():
+        assert (set(site.sources_there), site.aliases.names()) == ({"a"}, [])
+
+
+async def test_only_the_file_vouches_for_what_it_names(site: Site) -> None:
+    site.write(SMALL)
+    async with site.running() as configuration:
+        await apply(configuration, LARGE)
+        assert (site.taken_up[-1].text, site.vouched[-1].text) == (text_of(LARGE), text_of(SMALL))
+    async with site.running() as configuration:
+        assert (site.taken_up[-1].text, site.vouched[-1].text) == (text_of(LARGE), text_of(SMALL))
+        site.write(LARGE)
+        await apply(configuration, LARGE)
+        assert site.vouched[-1].text == text_of(LARGE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "telemetry:\n  log_level: 2024-13-45",
+        "telemetry:\n  log_level: " + "9" * 5000,
+        "telemetry:\n  log_level: !!bool x",
+        "telemetry:\n  log_level: !!int ''",
+        "telemetry:\n  log_level: !!timestamp x",
+        "telemetry: {}\n8080: x",
+        "telemetry:\n  log_level: *hunter22",
+        "telemetry:\n  log_level: !hunter22 x",
+        "telemetry:\n  log_level: 'hunter22' x",
+        'telemetry:\n  log_level: "hunter22\\q"',
+    ],
+)
+async def test_what_is_no_yaml_is_told_with_its_line_and_without_what_it_says(site: Site, text: str) -> None:
+    async with site.running() as configuration:
+        with pytest.raises(InvalidRequest, match=r"^x\.yaml:2: ") as refused:
+            await configuration.apply(text, "x.yaml", actor="key")
+        assert "hunter22" not in refused.value.message

@@ -24,12 +24,17 @@ NO_URLS = (
     "https://h/a b",
     "https://h/\n",
     "https://ä.example/v1",
+    "https://intern.example..:8000/v1",
+    "https://.example/v1",
+    "https://a..example/v1",
+    "https://in%74ern.example/v1",
+    "https://a.example\\b/v1",
 )
 
 
 @pytest.fixture
 def sources(tmp_path: Path) -> ArtifactSources:
-    bounds = Bounds(hosts=frozenset({"box.lan", "10.0.0.7"}), secrets=tmp_path / "secrets")
+    bounds = Bounds(hosts=frozenset({"box.lan", "10.0.0.7:80", "[fd00::7]:8000"}), secrets=tmp_path / "secrets")
     return ArtifactSources(tmp_path / "blobs", bounds=bounds, base_dir=tmp_path, size_limit_bytes=2**30)
 
 
@@ -64,8 +69,11 @@ def test_the_configuration_may_name_anything(sources: ArtifactSources) -> None:
 
 
 def test_over_the_api_it_is_a_public_host_or_a_named_one(sources: ArtifactSources) -> None:
-    for good in (CLOUD, "https://box.lan/v1", "http://box.lan:11434/v1", "http://10.0.0.7/v1"):
+    for good in (CLOUD, "https://box.lan/v1", "http://box.lan:11434/v1", "http://10.0.0.7/v1", "http://[FD00::7]:8000"):
         sources.check(remote(good), trusted=False)
+    sources.check_address("10.0.0.7", 80, "10.0.0.7")
+    for other_port in ("https://10.0.0.7/v1", "http://10.0.0.7:22/v1", "https://[fd00::7]/v1"):
+        assert "private or local" in refused(sources, remote(other_port))
     for private in ("http://localhost/v1", "https://127.0.0.1/v1", "https://[::1]/v1", "http://192.168.1.5/v1"):
         assert "allowed_model_hosts" in refused(sources, remote(private))
     assert "can be read on its way" in refused(sources, remote("http://api.example.com/v1"))
@@ -79,6 +87,12 @@ def test_over_the_api_secrets_are_those_kept_for_it(sources: ArtifactSources, tm
     for outside in ("/etc/passwd", "../admin.key", "link", "a\0b"):
         assert "DATA_DIR/secrets" in refused(sources, remote(CLOUD, key_file=outside))
         assert "DATA_DIR/secrets" in refused(sources, remote(CLOUD, ca_file=outside))
+
+
+def test_over_the_api_no_proxy_is_gone_by(sources: ArtifactSources) -> None:
+    assert "use_proxy" in refused(sources, remote(CLOUD, use_proxy=True))
+    sources.check(remote(CLOUD, use_proxy=False), trusted=False)
+    sources.check(remote(CLOUD, use_proxy=True), trusted=True)
 
 
 def test_a_secret_is_refused_before_it_is_kept(sources: ArtifactSources) -> None:
@@ -95,7 +109,7 @@ def test_a_hash_means_nothing(sources: ArtifactSources) -> None:
 
 
 def test_where_it_turns_out_to_be_is_checked_too(sources: ArtifactSources) -> None:
-    sources.check_address("api.example.com", "93.184.216.34")
-    sources.check_address("box.lan", "10.0.0.9")
+    sources.check_address("api.example.com", 443, "93.184.216.34")
+    sources.check_address("box.lan", 11434, "10.0.0.9")
     with pytest.raises(LoadFailed, match="private or local"):
-        sources.check_address("api.example.com", "10.0.0.9")
+        sources.check_address("api.example.com", 443, "10.0.0.9")

@@ -9,7 +9,8 @@ import pytest
 from moc.inference.observed import Observed
 from moc.kernel.errors import Conflict, InvalidRequest, LoadFailed, NoCapacity, NotFound
 from moc.kernel.events import Event
-from moc.models.alias import Alias
+from moc.kernel.records import Delete
+from moc.models.alias import VERSIONS_MAX, Alias
 from moc.models.aliases import AliasBook
 from moc.models.catalogue import Catalogue
 from moc.models.footprints import Footprints
@@ -349,12 +350,44 @@ async def test_an_alias_that_was_changed_while_nobody_looked_is_left_alone(house
 
 
 async def test_old_ones_are_forgotten(house: House) -> None:
-    first = (await house.rollouts.begin(TERMS, actor="me")).rollout.id
-    await house.rollouts.abort("a", actor="me")
-    for _ in range(ENDED_MAX):
-        await house.rollouts.begin(TERMS, actor="me")
+    ids = []
+    for _ in range(ENDED_MAX + 1):
+        ids.append((await house.rollouts.begin(TERMS, actor="me")).rollout.id)
         await house.rollouts.abort("a", actor="me")
-    assert len(house.rollouts.all()) == ENDED_MAX
+    gone, *there = sorted(ids)
+    assert [each.rollout.id for each in house.rollouts.all()] == there
     with pytest.raises(NotFound):
-        house.rollouts.show(first)
+        house.rollouts.show(gone)
     assert len(await house.store.list("rollouts/")) == ENDED_MAX
+
+
+async def test_a_version_that_is_to_be_moved_to_cannot_go(house: House) -> None:
+    house.workers.gate.clear()
+    await house.rollouts.begin(TERMS, actor="me")
+    with pytest.raises(Conflict, match="moves requests to m@2"):
+        await house.manager.remove("m@2", actor="me")
+    await house.rollouts.abort("a", actor="me")
+    house.workers.gate.set()
+    await house.manager.remove("m@2", actor="me")
+
+
+async def test_a_version_that_is_gone_at_the_start_fails_its_rollout(house: House) -> None:
+    house.workers.gate.clear()
+    await house.rollouts.begin(TERMS, actor="me")
+    await house.stop()
+    await house.store.commit([Delete(f"{table}/m/000000002", None) for table in ("models", "model_status")])
+    successor = await house.successor()
+    event = await successor.until("rollout.failed")
+    assert (event.reason, successor.alias) == ("not_found", BEFORE)
+    await successor.stop()
+
+
+async def test_an_alias_that_would_name_too_much_is_not_moved(house: House) -> None:
+    for number in range(VERSIONS_MAX - 1):
+        await house.manager.add("n", ModelSpec(runtime="python", source=f"file:n{number}.py"), actor="me")
+    others = {f"n@{number + 1}": 1.0 for number in range(VERSIONS_MAX - 1)}
+    await house.aliases.set("a", Alias(versions={"m@1": 1.0, **others}), actor="me", reason="")
+    with pytest.raises(InvalidRequest, match="name 1 to 32"):
+        await house.rollouts.begin(TERMS, actor="me")
+    assert house.rollouts.all() == []
+    await house.aliases.set("a", BEFORE, actor="me", reason="")

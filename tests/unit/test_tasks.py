@@ -2,8 +2,10 @@
 
 import asyncio
 
+import pytest
+
 from moc.kernel.errors import Conflict
-from moc.kernel.tasks import Tasks
+from moc.kernel.tasks import Tasks, to_the_end
 
 
 async def test_what_runs_is_waited_for() -> None:
@@ -39,3 +41,22 @@ async def test_a_fault_is_told_and_a_refusal_is_not() -> None:
         tasks.spawn(fail(error))
     await tasks.settle()
     assert faults == [fault]
+
+
+async def test_what_goes_to_its_end_does_though_its_caller_is_cancelled_again_and_again() -> None:
+    go, done = asyncio.Event(), []
+
+    async def work() -> None:
+        await go.wait()
+        done.append(True)
+
+    caller = asyncio.create_task(to_the_end(work()))
+    for _ in range(2):
+        await asyncio.sleep(0)
+        caller.cancel()
+    await asyncio.sleep(0)
+    assert not caller.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert done

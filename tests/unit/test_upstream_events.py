@@ -1,6 +1,7 @@
 """Server-sent events come out whole, however they were cut and whatever their lines end in."""
 
 import json
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -48,6 +49,14 @@ def test_data_of_several_lines_is_joined_and_an_event_without_data_is_none() -> 
 
 def test_events_of_one_block_come_together() -> None:
     assert Events().feed(b"data: 1\n\ndata: 2\n\ndata: 3") == [b"1", b"2"]
+
+
+def test_a_large_event_in_small_pieces_is_not_read_again_with_each() -> None:
+    events, piece = Events(), b"x" * 64
+    began = time.thread_time()
+    for _ in range(EVENT_BYTES_MAX // len(piece) - 1):
+        assert events.feed(piece) == []
+    assert time.thread_time() - began < 20, "it takes well under a second, and minutes when it is"
 
 
 def test_an_endless_event_is_given_up() -> None:

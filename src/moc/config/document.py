@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from typing import Any
 
 import yaml
@@ -12,6 +13,7 @@ PREFIX = "MOC_"
 """What the environment variables of the configuration begin with."""
 TEXT_MAX = 1024 * 1024
 NODES_MAX = 100_000
+_QUOTED = re.compile(r"""(['"])(?!<).{2,}\1""")
 
 
 class Document:
@@ -30,9 +32,12 @@ class Document:
         try:
             node = yaml.compose(text, yaml.SafeLoader)
             _check_size(node, name)
-            values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InvalidRequest(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+            values = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        except yaml.MarkedYAMLError as error:
+            line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise InvalidRequest(f"{name}{line}: not YAML: {_problem(error)}") from None
+        except yaml.YAMLError:
+            raise InvalidRequest(f"{name}: not YAML: has characters that no text has") from None
         except RecursionError:
             raise InvalidRequest(f"{name}: is nested too deeply") from None
         if values is None:
@@ -41,6 +46,9 @@ class Document:
             raise InvalidRequest(f"{name}:1: must be a mapping of sections such as `server:`")
         lines: dict[tuple[str, ...], int] = {}
         _collect(node, (), lines, name)
+        for key in values:
+            if not isinstance(key, str):
+                raise InvalidRequest(f"{name}:{lines.get((str(key),), 1)}: {key} is no section; one is `server:`")
         return cls(name, values, lines)
 
     def where(self, path: tuple[str, ...]) -> str:
@@ -51,6 +59,22 @@ class Document:
         if path in self.lines and given != variables[0]:
             return f"{self.name}:{self.lines[path]}: {dotted}"
         return f"{self.name}: {dotted}" if given is None else f"environment variable {given}: {dotted}"
+
+
+class _Loader(yaml.SafeLoader):
+    """Tells where a value is that cannot be what it is written as, such as a date of a thirteenth month."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(None, None, f"this is no {kind}", node.start_mark) from None
+
+
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    """What is wrong, without what it quotes of the text: that may be a secret."""
+    return _QUOTED.sub("...", error.problem or "")
 
 
 def _check_size(root: yaml.Node | None, name: str) -> None:

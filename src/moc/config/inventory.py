@@ -46,7 +46,7 @@ class Inventory:
             where = config.document.where(("aliases", name))
             if name in config.wanted:
                 raise InvalidRequest(f"{where}: there is a model of that name; choose another")
-            for reference in alias.references:
+            for reference in alias.references if self._aliases.heeds(name, alias) else ():
                 if parse_reference(reference)[0] not in models:
                     raise InvalidRequest(f"{where}: names {reference}, and there is no such model")
 
@@ -80,8 +80,10 @@ class Inventory:
         for name in sorted(old_aliases.keys() - after.aliases.keys()):
             await self._say(name, None, old_aliases, undo)
         for name, spec in after.wanted.items():
-            if before is None or before.wanted.get(name) != spec or not self._has_other(name, spec):
+            if before is None or before.wanted.get(name) != spec:
                 await self._add(name, spec, undo)
+            elif not self._has_other(name, spec):
+                await self._bring_back(name, spec, undo)
         for name, alias in after.aliases.items():
             await self._say(name, alias, old_aliases, undo)
 
@@ -95,6 +97,13 @@ class Inventory:
         entry = await self._manager.add(name, spec, actor=ACTOR)
         if entry.version.version not in there:
             undo.push_async_callback(self._manager.remove, entry.version.reference, actor=ACTOR)
+
+    async def _bring_back(self, name: str, spec: ModelSpec, undo: AsyncExitStack) -> None:
+        """Register what is missing, unless by other means its name was given away."""
+        try:
+            await self._add(name, spec, undo)
+        except Conflict as error:
+            log.warning("a model of the configuration cannot be brought back", model=name, problem=error.message)
 
     async def _say(self, name: str, alias: Alias | None, old: dict[str, Alias], undo: AsyncExitStack) -> None:
         stood = self._aliases.find(name)

@@ -33,14 +33,21 @@ class Reconfiguration:
     """Puts configurations in force; `config` is what the file said when the process began.
 
     At the start the file counts if it has changed since it was last read, and otherwise what was in force before.
-    `take_up` gives a configuration's settings to the parts that have them; it may be called at any time and cannot
-    fail. Events: `config.applied` and `config.refused`.
+    `take_up(config, vouched)` gives a configuration's settings to the parts that have them; `vouched` is what the file
+    said when it last counted, the operator's word. It may be called at any time and cannot fail. Events:
+    `config.applied` and `config.refused`.
     """
 
     def __init__(
-        self, config: Config, *, history: History, inventory: Inventory, take_up: Callable[[Config], None], clock: Clock
+        self,
+        config: Config,
+        *,
+        history: History,
+        inventory: Inventory,
+        take_up: Callable[[Config, Config], None],
+        clock: Clock,
     ) -> None:
-        self._config = config
+        self._config = self._vouched = config
         self._origin = config.origin
         self._history = history
         self._inventory = inventory
@@ -66,12 +73,11 @@ class Reconfiguration:
         if broken is not None:
             await self._take_over(broken, config)
         known = before if broken is None else None
-        seen = hash_of(file.text)
         if before is None or config.text != before.text:
-            await self._change(known, config, actor=ACTOR, reason=START, seen=seen)
+            await self._change(known, config, actor=ACTOR, reason=START, vouched=file)
         else:
             self._revision = await self._history.revision(self._head.number)
-            await self._again(known, config, seen=seen)
+            await self._again(known, config, vouched=file)
         if broken is not None:
             await self._history.write(self._head, replace(broken, outcome=INTERRUPTED))
         self._tasks.spawn(self._reread_when_signalled())
@@ -174,6 +180,8 @@ class Reconfiguration:
                 revision = await self._put(self._origin.read, self.file, actor=ACTOR, reason=SIGNAL)
             except MocError as error:
                 log.error("the configuration file is refused, nothing is changed", problem=error.message)
+            except Exception:
+                log.exception("the configuration file could not be put in force")
             else:
                 log.info("the configuration file is in force", revision=revision.number)
 
@@ -207,7 +215,7 @@ class Reconfiguration:
 
     async def _put_checked(self, config: Config, *, actor: str, reason: str, trusted: bool) -> Revision:
         self._check(config, trusted=trusted)
-        seen = hash_of(config.text) if trusted else self._head.seen_sha256
+        vouched = config if trusted else self._vouched
         keys = _for_restart(changes(self._config, config))
         if keys:
             raise Conflict(
@@ -216,23 +224,26 @@ class Reconfiguration:
                 details={"restart": keys},
             )
         if config.text == self._config.text:
-            await self._again(self._config, config, seen=seen)
+            await self._again(self._config, config, vouched=vouched)
             return self._revision
         before = self._config
         self._inventory.check_unused(self._going(config), before, config)
-        revision = await self._change(before, config, actor=actor, reason=reason, seen=seen)
+        revision = await self._change(before, config, actor=actor, reason=reason, vouched=vouched)
         self._inventory.preload(before, config)
         return revision
 
-    async def _again(self, before: Config | None, config: Config, *, seen: str) -> None:
+    async def _again(self, before: Config | None, config: Config, *, vouched: Config) -> None:
         """Bring what is missing, and what has changed behind its name, of a configuration that is in force."""
         async with AsyncExitStack() as undo:
             await self._inventory.bring(before, config, undo)
             undo.pop_all()
-        self._take_up(config)
-        await self._settle(config, replace(self._head, seen_sha256=seen))
+        self._vouched = vouched
+        self._take_up(config, vouched)
+        await self._settle(config, replace(self._head, seen_sha256=hash_of(vouched.text)))
 
-    async def _change(self, before: Config | None, config: Config, *, actor: str, reason: str, seen: str) -> Revision:
+    async def _change(
+        self, before: Config | None, config: Config, *, actor: str, reason: str, vouched: Config
+    ) -> Revision:
         revision = Revision(
             number=self._head.last + 1,
             name=config.document.name,
@@ -248,7 +259,7 @@ class Reconfiguration:
         self._head = replace(self._head, last=revision.number)
         await self._history.write(self._head, revision)
         try:
-            await self._bring(before, config, revision, seen)
+            await self._bring(before, config, revision, vouched)
         except Exception as error:
             problem = error.message if isinstance(error, MocError) else repr(error)
             await self._history.write(self._head, replace(revision, outcome=FAILED, problem=problem))
@@ -256,13 +267,13 @@ class Reconfiguration:
         await self._settle(config, self._head)
         return self._revision
 
-    async def _bring(self, before: Config | None, config: Config, revision: Revision, seen: str) -> None:
+    async def _bring(self, before: Config | None, config: Config, revision: Revision, vouched: Config) -> None:
         """Everything but what goes; when part of it fails, the rest is put back."""
         new = [name for name in config.models if name in revision.added or not self._head.number]
         head = replace(
             self._head,
             number=revision.number,
-            seen_sha256=seen,
+            seen_sha256=hash_of(vouched.text),
             brought=tuple(sorted({*self._head.brought, *new})),
         )
         done = replace(revision, outcome=APPLIED)
@@ -275,12 +286,12 @@ class Reconfiguration:
             data=data,
         )
         async with AsyncExitStack() as undo:
-            undo.callback(self._take_up, self._config)
-            self._take_up(config)
+            undo.callback(self._take_up, self._config, self._vouched)
+            self._take_up(config, vouched)
             await self._inventory.bring(before, config, undo)
             await self._history.write(head, done, event=event)
             undo.pop_all()
-        self._head, self._revision = head, done
+        self._head, self._revision, self._vouched = head, done, vouched
 
     async def _settle(self, config: Config, head: Head) -> None:
         """Take away the models that went; what cannot go now does when the configuration next changes."""

@@ -111,8 +111,8 @@ class Security(_Section):
     """Programs that models of the runtime `command` may start when they are added over the API, with any arguments;
     each as it is written there. This file may name any."""
     allowed_model_hosts: list[str] = []
-    """Hosts that `https:` sources may be fetched from though their address is private or local; those of this file
-    always may."""
+    """Hosts that `https:` sources may be fetched from, and that remotes may be, though their address is private or
+    local: HOST, any port of it, or HOST:PORT; what this file has a model from always may."""
 
 
 class CircuitBreaker(_Section):

@@ -150,6 +150,12 @@ class Gate:
         self._pace.took(served_s)
         self._vacate(caller.key, time.monotonic() - served_s)
 
+    def adjust(self, *, max_concurrent: int, max_queue: int) -> None:
+        """Go by other bounds from now on; whoever is inside or in line already stays."""
+        self.max_concurrent = max_concurrent
+        self.max_queue = max_queue
+        self._let_in()
+
     # inside
 
     def _admit(self, key: str) -> None:
@@ -164,6 +170,10 @@ class Gate:
             self._inside[key] = left
         else:
             del self._inside[key]
+        self._let_in()
+
+    def _let_in(self) -> None:
+        """Give the places that are free to the next in line."""
         while self.waiting and self.running < self.max_concurrent:
             self._weigh()
             line, place = foremost(self._lines.values(), next(self._turns))

@@ -9,7 +9,7 @@ import msgspec
 
 from moc.inference.request import Reply
 from moc.inference.station import Visit
-from moc.kernel.errors import DeadlineExceeded, MocError, retold
+from moc.kernel.errors import DeadlineExceeded, MocError, code_of, retold
 from moc.resilience.deadline import Deadline
 
 
@@ -31,7 +31,10 @@ class Answer(msgspec.Struct, gc=False):
 
 
 class AnswerStream:
-    """The JSON chunks of one answer; holds its place at the model until exhausted, failed or closed."""
+    """The JSON chunks of one answer; holds its place at the model until exhausted, failed, closed or out of time.
+
+    The deadline ends it though nobody reads: the next read says so, after the chunks that were there.
+    """
 
     def __init__(self, visit: Visit, chunks: AsyncIterator[list[bytes]], deadline: Deadline) -> None:
         self.reference = visit.resident.reference
@@ -43,6 +46,8 @@ class AnswerStream:
         self._ready: deque[bytes] = deque()
         self._given = 0
         self._at_end: list[Callable[[], None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.Future[None] | None = None
 
     async def begin(self) -> None:
         """Wait for the first chunk that says something, so that what goes wrong before it is raised here."""
@@ -50,7 +55,9 @@ class AnswerStream:
             more = await self._more()
             self._ready.extend(more)
             if not more or not all(map(_says_nothing, more)):
-                return
+                break
+        if self._visit is not None:
+            self._visit.answered()
 
     def at_end(self, tell: Callable[[], None]) -> None:
         """Call `tell` once the place is given back; at once when it is."""
@@ -80,27 +87,52 @@ class AnswerStream:
     async def aclose(self) -> None:
         """Stop the engine's work on it and give the place back; idempotent."""
         await self._end("cancelled")
+        if self._expiry is not None:
+            await self._expiry
 
     async def _more(self) -> list[bytes]:
+        if self._expiry is not None:
+            await self._report_expiry(self._expiry)
         if self._visit is None:
             return []
+        self._stop_timer()
         try:
             async with asyncio.timeout(self._deadline.remaining_s()):
-                return await anext(self._chunks)
+                chunks = await anext(self._chunks)
         except StopAsyncIteration:
             await self._end("ok")
             return []
         except TimeoutError:
             await self._end("deadline_exceeded")
-            raise self._broken_off(
-                DeadlineExceeded("the deadline passed while the model worked on it; allow more time")
-            ) from None
+            raise self._late() from None
         except MocError as error:
             await self._end(error.code)
             raise self._broken_off(error) from None
-        except BaseException:
-            await self._end("cancelled")
+        except BaseException as error:
+            await self._end(code_of(error))
             raise
+        left_s = self._deadline.remaining_s()
+        if left_s is not None:
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._expire)
+        return chunks
+
+    def _expire(self) -> None:
+        """The deadline has passed while nobody reads."""
+        self._expiry = asyncio.ensure_future(self._end("deadline_exceeded"))
+
+    async def _report_expiry(self, expiry: "asyncio.Future[None]") -> None:
+        """Say once that the deadline has passed."""
+        await asyncio.shield(expiry)
+        self._expiry = None
+        raise self._late()
+
+    def _late(self) -> MocError:
+        return self._broken_off(DeadlineExceeded("the deadline passed while the model worked on it; allow more time"))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _broken_off(self, error: MocError) -> MocError:
         """What to tell of an error: how far the answer got, if anything of it was given."""
@@ -110,6 +142,7 @@ class AnswerStream:
         return retold(error, message=message, chunks=self._given, incomplete=True)
 
     async def _end(self, code: str) -> None:
+        self._stop_timer()
         visit, self._visit = self._visit, None
         if visit is None:
             return

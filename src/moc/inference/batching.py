@@ -15,7 +15,10 @@ import msgspec
 
 from moc.inference.ports import Link
 from moc.inference.request import Buffer, Info, Reply, Request, Tensor
-from moc.kernel.errors import WorkerLost
+from moc.kernel.errors import DeadlineExceeded, NoCapacity, QueueFull, Unavailable, WorkerLost, retold
+
+_OF_ALL = (WorkerLost, Unavailable, QueueFull, NoCapacity, DeadlineExceeded)
+"""Errors of which no single request can be the cause: asked alone, each would meet them anew."""
 
 _LENGTH = struct.Struct("<I")
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
@@ -200,9 +203,9 @@ class Batcher:
         try:
             reply = await self._link.infer(_joined(members))
             parts = _parted(reply, [member.rows for member in members])
-        except WorkerLost as lost:
+        except _OF_ALL as error:
             for member in members:
-                member.settle(WorkerLost(lost.message, sent=lost.sent))
+                member.settle(retold(error))
             return True
         except NotRows as why:
             self._turn_off(str(why))

@@ -14,14 +14,14 @@ from moc.inference.answer import Answer, AnswerStream
 from moc.inference.journey import A, Ask, Hedge, Journey, Watcher
 from moc.inference.loads import Loads
 from moc.inference.observed import Observed
-from moc.inference.ports import Facts, Link, Links, Meter, Residents, Routes
+from moc.inference.ports import Facts, Link, Links, Meter, Resident, Residents, Routes
 from moc.inference.request import Caller, Kind, Reply, Request, Terms
 from moc.inference.routing import Policy, Route, Standing, draw_of, order
 from moc.inference.shadow import Shadows, ShadowWatcher
 from moc.inference.shares import Shares
 from moc.inference.station import Stations, TrafficLimits, Visit
 from moc.kernel.clock import Clock
-from moc.kernel.errors import DeadlineExceeded, MocError, Unavailable, WorkerLost
+from moc.kernel.errors import DeadlineExceeded, MocError, Unavailable, WorkerLost, code_of
 from moc.resilience.breaker import Circuit
 from moc.resilience.deadline import Deadline
 from moc.resilience.retry import RetryBudget
@@ -30,6 +30,8 @@ REPEATABLE: Final[frozenset[Kind]] = frozenset({"embeddings", "rerank"})
 """Kinds that may be run twice though the caller did not say so: they have no other effect than their answer."""
 
 _PAUSE_S: Final = (0.01, 0.05)
+_SUCCESSION_S: Final = 1.0
+"""By then it is known of a worker that it is gone."""
 
 
 class TrafficWatcher(Watcher, ShadowWatcher, Protocol):
@@ -156,7 +158,6 @@ class Gateway:
 
     async def _infer(self, caller: Caller, reference: str, request: Request, terms: Terms) -> Answer:
         visit = await self._visit(caller, reference, request, terms)
-        code = "cancelled"
         try:
             if not visit.try_enter():
                 await visit.enter(terms)
@@ -164,13 +165,11 @@ class Gateway:
                 reply = await visit.engine.infer(request)
             else:
                 reply = await _within(terms.deadline, visit.engine, request)
-            code = "ok"
-            return Answer(reply, visit.resident.reference, visit.resident.digest, visit.queue_s)
-        except MocError as error:
-            code = error.code
+        except BaseException as error:
+            visit.end(code_of(error))
             raise
-        finally:
-            visit.end(code)
+        visit.end("ok")
+        return Answer(reply, visit.resident.reference, visit.resident.digest, visit.queue_s)
 
     async def _stream(self, caller: Caller, reference: str, request: Request, terms: Terms) -> AnswerStream:
         visit = await self._visit(caller, reference, request, terms)
@@ -178,7 +177,7 @@ class Gateway:
             await visit.enter(terms)
             stream = AnswerStream(visit, visit.engine.stream(request), terms.deadline)
         except BaseException as error:
-            visit.end(error.code if isinstance(error, MocError) else "cancelled")
+            visit.end(code_of(error))
             raise
         await stream.begin()
         return stream
@@ -188,9 +187,13 @@ class Gateway:
         resident = self._residents.find(reference)
         if resident is None:
             resident = await self._loads.ready(caller, reference, terms.deadline)
-        station = self.stations.of(resident, request.kind)
         budget = self._budgets.get(reference) or self._new_budget(reference)
-        return Visit(resident, station, budget, caller=caller, kind=request.kind, meter=self._meter)
+        try:
+            station = self.stations.of(resident, request.kind)
+            return Visit(resident, station, budget, caller=caller, kind=request.kind, meter=self._meter)
+        except MocError as error:
+            self._meter.finished(resident.reference, request.kind, error.code, queue_s=0.0, engine_s=0.0)
+            raise
 
     def _new_budget(self, reference: str) -> RetryBudget:
         budget = self._budgets[reference] = RetryBudget(self._limits.retry_budget_pct)
@@ -200,7 +203,9 @@ class Gateway:
 
     async def _check_repeatable(self, error: MocError, reference: str, request: Request, terms: Terms) -> None:
         """Return when the request may be sent to the same model once more, else raise `error` again."""
-        if not (isinstance(error, WorkerLost) and not error.sent):
+        if isinstance(error, WorkerLost) and not error.sent:
+            await self._await_successor(reference, terms.deadline, error)
+        else:
             lost = isinstance(error, WorkerLost | Unavailable)
             budget = self._budgets.get(reference)
             harmless = terms.repeatable or request.kind in REPEATABLE
@@ -208,6 +213,15 @@ class Gateway:
                 raise error
             await _pause(terms.deadline, error)
         self._watcher.retried(reference, error.code)
+
+    async def _await_successor(self, reference: str, deadline: Deadline, error: MocError) -> None:
+        """Let a moment pass, and go on as long as the reference still stands for a worker that is gone."""
+        until = Deadline.after(_SUCCESSION_S)
+        await _pause(deadline, error)
+        while (resident := self._residents.find(reference)) is not None and self.stations.is_gone(resident):
+            if until.remaining_s() == 0:
+                return
+            await _pause(deadline, error)
 
     def _targets(self, route: Route, caller: Caller, terms: Terms) -> tuple[str, ...]:
         """The references to try, in order; one that would be first if it were loaded is from now on."""
@@ -230,9 +244,8 @@ class Gateway:
     def _standing(self, policy: Policy, reference: str) -> Standing:
         resident, facts = self._residents.find(reference), self._facts
         delay_s = 0.0
-        if resident is not None and policy == "fastest":
-            usual_s = self._observed.p95_s(resident.reference) or self._observed.mean_s(resident.reference) or 0.0
-            delay_s = usual_s * (1 + self.stations.waiting(resident.worker_id))
+        if policy == "fastest":
+            delay_s = self._residents.load_left_s(reference) if resident is None else self._delay_s(resident)
         return Standing(
             ready=resident is not None,
             blocked=resident is not None and self._is_blocked(resident.worker_id),
@@ -240,6 +253,11 @@ class Gateway:
             cost=facts.cost(reference) if policy == "cheapest" else 0.0,
             delay_s=delay_s,
         )
+
+    def _delay_s(self, resident: Resident) -> float:
+        """How long an answer takes about now, 0 when that is not known."""
+        usual_s = self._observed.p95_s(resident.reference) or self._observed.mean_s(resident.reference) or 0.0
+        return usual_s * (1 + self.stations.waiting(resident.worker_id))
 
     def _is_blocked(self, worker_id: str) -> bool:
         return self.stations.retry_after_s(worker_id) > 0 or not self._facts.is_well(worker_id)

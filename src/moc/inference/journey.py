@@ -4,11 +4,15 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
+import structlog
+
 from moc.inference.answer import Answer, AnswerStream
 from moc.inference.race import first_right
-from moc.kernel.errors import MocError, retold
+from moc.kernel.errors import Internal, MocError, retold
 from moc.resilience.deadline import Deadline
 from moc.resilience.retry import RetryBudget
+
+log = structlog.get_logger(__name__)
 
 A = TypeVar("A", Answer, AnswerStream)
 Ask = Callable[[str], Coroutine[Any, Any, A]]
@@ -114,6 +118,11 @@ class Journey(Generic[A]):
         except MocError as error:
             self._failures.append((reference, error))
             raise
+        except Exception as error:
+            log.error("a target failed in a way nobody foresaw", alias=self._alias, model=reference, exc_info=error)
+            failure = Internal(f"{reference} failed in a way nobody foresaw; the coordinator's log says how")
+            self._failures.append((reference, failure))
+            raise failure from error
 
     def _passes_on(self, error: MocError) -> bool:
         return error.code in PASSED_ON and self._deadline.remaining_s() != 0

@@ -35,7 +35,11 @@ async def first_right(
             winner = _right(done, last=not pending, is_wrong=is_wrong)
         return winner.result()
     finally:
-        await _end([task for task in tasks if task is not winner])
+        try:
+            await _end([task for task in tasks if task is not winner])
+        except BaseException:
+            await _end(tasks)
+            raise
 
 
 def _right(

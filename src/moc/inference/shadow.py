@@ -5,6 +5,7 @@ import random
 from typing import Final, Protocol
 
 import structlog
+from msgspec.structs import replace
 
 from moc.inference.observed import Observed
 from moc.inference.ports import Residents
@@ -13,6 +14,7 @@ from moc.inference.routing import Shadow
 from moc.inference.station import Stations, Visit
 from moc.kernel.errors import MocError
 from moc.kernel.tasks import Tasks
+from moc.resilience.deadline import Deadline
 from moc.resilience.retry import RetryBudget
 
 log = structlog.get_logger(__name__)
@@ -78,6 +80,7 @@ class Shadows:
         return None
 
     async def _copy(self, alias: str, reference: str, visit: Visit, request: Request, *, streamed: bool) -> None:
+        request = replace(request, deadline=Deadline.after(COPY_TIMEOUT_S))
         code = "cancelled"
         try:
             async with asyncio.timeout(COPY_TIMEOUT_S):
@@ -91,6 +94,9 @@ class Shadows:
             code = "deadline_exceeded"
         except MocError as error:
             code = error.code
+        except Exception:
+            code = "internal"
+            raise
         finally:
             self._running -= 1
             visit.end(code)

@@ -33,10 +33,6 @@ class Shares:
         """What a key has had, in units to compare."""
         return self._used.get(key, 0.0)
 
-    def used_s(self, key: str) -> float:
-        """What a key has had, in seconds as of now."""
-        return self.used(key) / self.units_per_s()
-
     def units_per_s(self) -> float:
         """How many units a second counts that is billed now."""
         now = self._clock()

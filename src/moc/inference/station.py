@@ -30,12 +30,13 @@ class TrafficLimits:
 
 
 class Station:
-    """One worker as requests come to it; `engine` takes those that are inside."""
+    """One worker as requests come to it; `engine` takes those that are inside, and has them go over `link`."""
 
-    __slots__ = ("breaker", "engine", "gate", "resident")
+    __slots__ = ("breaker", "engine", "gate", "link", "resident")
 
-    def __init__(self, resident: Resident, engine: Link, gate: Gate, breaker: Breaker) -> None:
+    def __init__(self, resident: Resident, link: Link, engine: Link, gate: Gate, breaker: Breaker) -> None:
         self.resident = resident
+        self.link = link
         self.engine = engine
         self.gate = gate
         self.breaker = breaker
@@ -92,6 +93,12 @@ class Visit:
         now = time.monotonic()
         self.queue_s, self._began = now - self._began, now
 
+    def answered(self) -> None:
+        """The engine has begun to answer: a try of it went well, though the answer may take long yet."""
+        breaker = self._station.breaker
+        if breaker.circuit is not Circuit.CLOSED:  # else what breaks later in answers would never add up
+            breaker.succeeded(self._era)
+
     def end(self, code: str) -> None:
         """Give the place back; `code` is `ok` or that of what went wrong."""
         station, spent_s = self._station, time.monotonic() - self._began
@@ -146,7 +153,16 @@ class Stations:
         if kind not in link.info.kinds:
             can = ", ".join(link.info.kinds)
             raise Unimplemented(f"{resident.reference} cannot do {kind}; it can do {can}")
-        return self._stations.get(resident.worker_id) or self._new(resident, link)
+        station = self._stations.get(resident.worker_id) or self._new(resident, link)
+        if station.link is not link:  # the old one broke, and the worker lives
+            station.link, station.engine = link, self._engine(resident, link)
+            self._bound(station)
+        return station
+
+    def is_gone(self, resident: Resident) -> bool:
+        """Whether its worker is."""
+        link = self._links.link(resident.worker_id)
+        return link is None or not link.alive
 
     def waiting(self, worker_id: str) -> int:
         """How many requests wait for a place at a worker."""
@@ -173,8 +189,7 @@ class Stations:
         self._limits = limits
         for station in self._stations.values():
             station.breaker.limits = limits.breaker
-            bounds = self._bounds(station.resident, station.engine)
-            station.gate.max_concurrent, station.gate.max_queue = bounds.max_concurrent, bounds.max_queue
+            self._bound(station)
 
     def _new(self, resident: Resident, link: Link) -> Station:
         for gone in [worker_id for worker_id in self._stations if self._links.link(worker_id) is None]:
@@ -188,8 +203,13 @@ class Stations:
             clock=self._clock,
             on_change=lambda circuit: self._on_circuit(reference, worker_id, circuit),
         )
-        station = self._stations[worker_id] = Station(resident, self._engine(resident, link), gate, breaker)
+        station = self._stations[worker_id] = Station(resident, link, self._engine(resident, link), gate, breaker)
         return station
+
+    def _bound(self, station: Station) -> None:
+        """Have its gate let in what may come in now."""
+        bounds = self._bounds(station.resident, station.link)
+        station.gate.adjust(max_concurrent=bounds.max_concurrent, max_queue=bounds.max_queue)
 
     def _engine(self, resident: Resident, link: Link) -> Link:
         batching = resident.batching

@@ -149,6 +149,13 @@ def error_for(code: str, message: str, details: Mapping[str, Any] | None = None)
     return ERRORS.get(code, Internal)(message, details=details)
 
 
+def code_of(error: BaseException) -> str:
+    """The code of what ended some work: `internal` when nobody foresaw it, `cancelled` when it is no error at all."""
+    if isinstance(error, MocError):
+        return error.code
+    return Internal.code if isinstance(error, Exception) else Cancelled.code
+
+
 def retold(error: MocError, *, message: str | None = None, **details: Any) -> MocError:
     """A copy of an error with more to tell; the original may have been given to others too."""
     told = error_for(error.code, error.message if message is None else message, {**error.details, **details})

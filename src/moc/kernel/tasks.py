@@ -9,6 +9,20 @@ from moc.kernel.errors import MocError
 R = TypeVar("R")
 
 
+async def to_the_end(work: "Coroutine[Any, Any, R] | asyncio.Task[R]") -> R:
+    """What it comes to, waited for however often the caller is cancelled; then that is raised."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled from (None if task.cancelled() else task.exception())
+    return task.result()
+
+
 class Tasks:
     """The running ones. `on_fault` is told of an error that is no MocError: a fault of the program."""
 

@@ -14,6 +14,7 @@ from moc.kernel.clock import Clock
 from moc.kernel.errors import Conflict, InvalidRequest, NotFound
 from moc.kernel.events import Event
 from moc.kernel.records import ABSENT, Op, Store, Table
+from moc.kernel.tasks import to_the_end
 from moc.models.alias import Alias, check_alias
 from moc.models.catalogue import Catalogue
 from moc.models.model import parse_reference
@@ -43,6 +44,15 @@ class Standing:
 
     change: AliasChange
     configured: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Along:
+    """What is done in the same commit as a change of an alias; `done(revision)` is called once it is."""
+
+    ops: Sequence[Op] = ()
+    events: Sequence[Event] = ()
+    done: Callable[[int], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +113,6 @@ class AliasBook:
             raise NotFound(f"there never was an alias {name[:128]!r}; `moc aliases list` shows those there are")
         return held.standing.change
 
-    def revision(self, name: str) -> int:
-        """The revision of the store that the newest change of an alias made."""
-        return self._held[name].revision
-
     async def history(self, name: str, *, after: int = 0, limit: int = 100) -> list[AliasChange]:
         """Its changes with numbers greater than `after`, oldest first; also those of one that was removed.
 
@@ -152,8 +158,7 @@ class AliasBook:
         reason: str,
         expect: int | None = None,
         rollout: str = "",
-        along: Sequence[Op] = (),
-        events: Sequence[Event] = (),
+        along: Along | None = None,
     ) -> AliasChange:
         """Let `name` stand for `alias`; the same again changes nothing.
 
@@ -163,11 +168,14 @@ class AliasBook:
         """
         async with self._catalogue.naming:
             self._check_expected(name, expect)
-            if self._aliases.get(name) == alias and not along:
+            if self._aliases.get(name) == alias and along is None:
                 return self.newest(name)
-            return await self._become(
-                name, alias, actor=actor, reason=reason, rollout=rollout, along=along, events=events
-            )
+            return await self._become(name, alias, actor=actor, reason=reason, rollout=rollout, along=along)
+
+    def heeds(self, name: str, alias: Alias) -> bool:
+        """Whether `configure` would let `name` stand for this, or leaves it as it is."""
+        held = self._held.get(name)
+        return held is None or (held.standing.configured != _hash(alias) and held.standing.change.alias != alias)
 
     async def configure(self, name: str, alias: Alias | None) -> None:
         """Let `name` stand for what the configuration says, unless that is what it said the last time.
@@ -179,13 +187,12 @@ class AliasBook:
             await self._deconfigure(name)
             return
         check_alias(name, alias)
-        said = hashlib.sha256(msgspec.json.encode(alias, order="deterministic")).hexdigest()
+        said = _hash(alias)
         async with self._catalogue.naming:
-            held = self._held.get(name)
-            if held is None or (held.standing.configured != said and held.standing.change.alias != alias):
+            if self.heeds(name, alias):
                 await self._become(name, alias, actor="config", reason=CONFIGURED, configured=said)
-            elif held.standing.configured != said:
-                await self._write(name, replace(held.standing, configured=said))
+            elif self._held[name].standing.configured != said:
+                await self._write(name, replace(self._held[name].standing, configured=said))
 
     async def _deconfigure(self, name: str) -> None:
         async with self._catalogue.naming:
@@ -204,17 +211,22 @@ class AliasBook:
         has no such change, Conflict when it was nothing then; as `set` when it names what is gone since.
         """
         async with self._catalogue.naming:
-            newest = self.newest(name)
-            number = newest.number - 1 if to is None else to
+            number, alias = await self.former(name, to=to)
+            return await self._become(name, alias, actor=actor, reason=f"Rollback to {number}")
+
+    async def former(self, name: str, *, to: int | None = None) -> tuple[int, Alias]:
+        """What `rollback` would let it be, and the number of the change that made it that; errors as there."""
+        newest = self.newest(name)
+        number = newest.number - 1 if to is None else to
+        found = await self._changes.find(_key(name, number))
+        while found is not None and to is None and newest.rollout and found[0].rollout == newest.rollout:
+            number -= 1
             found = await self._changes.find(_key(name, number))
-            while found is not None and to is None and newest.rollout and found[0].rollout == newest.rollout:
-                number -= 1
-                found = await self._changes.find(_key(name, number))
-            if found is None and to is not None:
-                raise NotFound(f"alias {name} has no change {to}; `moc aliases history {name}` shows those it has")
-            if found is None or found[0].alias is None:
-                raise Conflict(f"{name} was no alias then; `moc aliases history {name}` shows what it was")
-            return await self._become(name, found[0].alias, actor=actor, reason=f"Rollback to {number}")
+        if found is None and to is not None:
+            raise NotFound(f"alias {name} has no change {to}; `moc aliases history {name}` shows those it has")
+        if found is None or found[0].alias is None:
+            raise Conflict(f"{name} was no alias then; `moc aliases history {name}` shows what it was")
+        return number, found[0].alias
 
     async def remove(self, name: str, *, actor: str, reason: str) -> None:
         """Let the name stand for nothing; its history stays. NotFound when there is no such alias."""
@@ -264,8 +276,7 @@ class AliasBook:
         reason: str,
         configured: str | None = None,
         rollout: str = "",
-        along: Sequence[Op] = (),
-        events: Sequence[Event] = (),
+        along: Along | None = None,
     ) -> AliasChange:
         self._check_claim(name, rollout)
         if alias is not None:
@@ -290,14 +301,28 @@ class AliasBook:
         )
         record = self._changes.put(_key(name, change.number), change, expect=ABSENT)
         standing = Standing(change=change, configured=configured)
-        await self._write(name, standing, record, *along, events=[event, *events])
+        await self._write(name, standing, [record], [event], along)
         return change
 
-    async def _write(self, name: str, standing: Standing, *others: Op, events: Sequence[Event] = ()) -> None:
-        """Make a change durable, and act on it at once."""
+    async def _write(
+        self,
+        name: str,
+        standing: Standing,
+        ops: Sequence[Op] = (),
+        events: Sequence[Event] = (),
+        along: Along | None = None,
+    ) -> None:
+        """Make a change durable and act on it at once: both or neither, though the caller is cancelled."""
         held = self._held.get(name)
         write = self._standings.put(name, standing, expect=ABSENT if held is None else held.revision)
-        self._take(name, _Held(standing, await self._store.commit([self._seat.fence(), write, *others], events)))
+        along = along or Along()
+
+        async def commit() -> None:
+            revision = await self._store.commit([self._seat.fence(), write, *ops, *along.ops], [*events, *along.events])
+            self._take(name, _Held(standing, revision))
+            along.done(revision)
+
+        await to_the_end(commit())
 
     def _take(self, name: str, held: _Held) -> None:
         alias = held.standing.change.alias
@@ -308,6 +333,11 @@ class AliasBook:
             self._aliases[name] = alias
         for callback in self._callbacks:
             callback(name, alias)
+
+
+def _hash(alias: Alias) -> str:
+    """What tells apart what the configuration says of aliases."""
+    return hashlib.sha256(msgspec.json.encode(alias, order="deterministic")).hexdigest()
 
 
 def _key(name: str, number: int) -> str:

@@ -5,7 +5,7 @@ Records: `models/<name>/<version>` (ModelVersion), `model_status/<name>/<version
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from moc.kernel.clock import Clock
 from moc.kernel.errors import Conflict, InvalidRequest, NotFound
 from moc.kernel.events import Event
 from moc.kernel.records import ABSENT, Op, Store, Table
+from moc.kernel.tasks import to_the_end
 from moc.models.model import (
     MOVES,
     NAME,
@@ -147,15 +148,19 @@ class Catalogue:
         version = ModelVersion(name=name, version=number, spec=spec, created_at=now)
         status = ModelStatus(state=State.REGISTERED, changed_at=now)
         key = _key(name, number)
-        revision = await self._commit(
+
+        def added(revision: int) -> None:
+            versions.name_revision, versions.last_version = revision, number
+            versions.entries[number] = Entry(version, status, revision, revision)
+            self._cache[name] = versions
+
+        await self._commit(
+            added,
             self._names.put(name, _Name(number), expect=versions.name_revision),
             self._versions.put(key, version, expect=ABSENT),
             self._statuses.put(key, status, expect=ABSENT),
             event=Event(kind="model.registered", subject=version.reference, actor=actor, data={"source": spec.source}),
         )
-        versions.name_revision, versions.last_version = revision, number
-        versions.entries[number] = Entry(version, status, revision, revision)
-        self._cache[name] = versions
         return versions.entries[number]
 
     async def pulled(self, entry: Entry, artifact: Artifact) -> None:
@@ -169,7 +174,12 @@ class Catalogue:
         version = replace(entry.version, artifact=artifact, digest=digest)
         if version == entry.version:
             return
-        entry.version_revision = await self._commit(
+
+        def pulled(revision: int) -> None:
+            entry.version, entry.version_revision = version, revision
+
+        await self._commit(
+            pulled,
             self._versions.put(_key(version.name, version.version), version, expect=entry.version_revision),
             event=Event(
                 kind="model.pulled",
@@ -177,7 +187,6 @@ class Catalogue:
                 data={"digest": digest, "size_bytes": artifact.size_bytes},
             ),
         )
-        entry.version = version
 
     async def move(
         self, entry: Entry, state: State, *, reason: str, actor: str = "system", message: str = "", **changes: Any
@@ -193,7 +202,12 @@ class Catalogue:
         status = replace(
             entry.status, state=state, changed_at=self._clock.wall(), reason=reason, message=message, **changes
         )
-        entry.status_revision = await self._commit(
+
+        def moved(revision: int) -> None:
+            entry.status, entry.status_revision = status, revision
+
+        await self._commit(
+            moved,
             self._statuses.put(_key(entry.version.name, entry.version.version), status, expect=entry.status_revision),
             event=Event(
                 kind="model.unloaded" if state is State.REGISTERED else f"model.{state}",
@@ -203,10 +217,16 @@ class Catalogue:
                 data={"message": message} if message else {},
             ),
         )
-        entry.status = status
 
-    def check_unused(self, name: str, entries: Sequence[Entry]) -> None:
-        """Conflict when something refers to one of these versions of a model."""
+    def unused(self, reference: str) -> list[Entry]:
+        """The version a reference names, or all of a bare name; NotFound, Conflict when something refers to one."""
+        name, number = parse_reference(reference)
+        entry = self.entry(reference)
+        entries = [entry] if number is not None else self.versions(name)
+        self._check_unused(name, entries)
+        return entries
+
+    def _check_unused(self, name: str, entries: Sequence[Entry]) -> None:
         going = {entry.version.version for entry in entries}
         for user in self._name_users:
             user.check_unused(name, going, last=len(going) == len(self.versions(name)))
@@ -215,14 +235,18 @@ class Catalogue:
         """Forget a version; its number is not used again. Conflict when something refers to it."""
         version = entry.version
         key = _key(version.name, version.version)
+
+        def removed(_: int) -> None:
+            del self._cache[version.name].entries[version.version]
+
         async with self.naming:
-            self.check_unused(version.name, [entry])
+            self._check_unused(version.name, [entry])
             await self._commit(
+                removed,
                 self._versions.delete(key, expect=entry.version_revision),
                 self._statuses.delete(key, expect=entry.status_revision),
                 event=Event(kind="model.removed", subject=version.reference, actor=actor),
             )
-            del self._cache[version.name].entries[version.version]
 
     def uses(self, artifact: Artifact) -> bool:
         """Whether any version is made of these files."""
@@ -236,5 +260,10 @@ class Catalogue:
         """Record an event that changes nothing."""
         await self._store.commit([], [event])
 
-    async def _commit(self, *ops: Op, event: Event) -> int:
-        return await self._store.commit([self._seat.fence(), *ops], [event])
+    async def _commit(self, done: Callable[[int], None], *ops: Op, event: Event) -> None:
+        """Make a change durable and act on it, `done(revision)`: both or neither, though the caller is cancelled."""
+
+        async def commit() -> None:
+            done(await self._store.commit([self._seat.fence(), *ops], [event]))
+
+        await to_the_end(commit())

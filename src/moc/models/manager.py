@@ -22,15 +22,16 @@ from moc.kernel.errors import (
     NotFound,
     QueueFull,
 )
-from moc.kernel.tasks import Tasks
+from moc.kernel.tasks import Tasks, to_the_end
 from moc.models.catalogue import Catalogue, Entry
 from moc.models.footprints import Footprints
 from moc.models.loading import Loader
-from moc.models.model import REMOTE, FailReason, ModelSpec, State, parse_reference
+from moc.models.model import REMOTE, FailReason, ModelSpec, State
 from moc.models.ports import Memory, Sources, Warm, Worker, Workers
 from moc.models.resident import Resident
 from moc.models.roster import Roster
 from moc.models.slot import Limits, Slot
+from moc.models.states import States
 from moc.resilience.breaker import BreakerLimits
 from moc.resilience.bulkhead import Bulkhead
 from moc.resilience.deadline import NEVER, Deadline
@@ -67,6 +68,7 @@ class ModelManager:
             warm=warm,
         )
         self._catalogue = catalogue
+        self._states = States(catalogue)
         self._workers = workers
         self._sources = sources
         self._memory = memory
@@ -188,8 +190,7 @@ class ModelManager:
     async def evict(self, reference: str, *, reason: str, message: str) -> None:
         """Unload a version so that another fits; no error when it is not loaded."""
         slot = self._slot(reference)
-        how = {"reason": reason, "message": message, "may_sleep": True}
-        await self._unload_in_full(slot, actor="system", patience_s=None, **how)
+        await self._unload_in_full(slot, reason=reason, actor="system", message=message, may_sleep=True)
 
     def hold(self, reference: str) -> None:
         """Unload a version neither for being idle nor for another, until `unhold` was called as often."""
@@ -258,19 +259,17 @@ class ModelManager:
     async def remove(self, reference: str, *, actor: str) -> None:
         """Unload and forget a version, or every version of a name; its files go when nothing else uses them.
 
-        Conflict, and nothing is unloaded, while an alias names one of them.
+        Conflict, and nothing is unloaded, while an alias names one of them. Who asks for one meanwhile is told so.
         """
-        name, number = parse_reference(reference)
-        entry = self._catalogue.entry(reference)
-        entries = [entry] if number is not None else self._catalogue.versions(name)
-        self._catalogue.check_unused(name, entries)
-        for doomed in entries:
-            await self.unload(doomed.version.reference, NEVER, actor=actor, reason="Removed")
-            await self._catalogue.remove(doomed, actor=actor)
-            self._roster.forget(doomed)
-            artifact = doomed.version.artifact
-            if artifact is not None and not self._catalogue.uses(artifact):
-                await self._sources.discard(artifact)
+        entries = self._catalogue.unused(reference)
+        with self._roster.leaving(entries):
+            for doomed in entries:
+                await self.unload(doomed.version.reference, NEVER, actor=actor, reason="Removed")
+                await self._catalogue.remove(doomed, actor=actor)
+                self._roster.forget(doomed)
+                artifact = doomed.version.artifact
+                if artifact is not None and not self._catalogue.uses(artifact):
+                    await self._sources.discard(artifact)
 
     # loading
 
@@ -278,6 +277,7 @@ class ModelManager:
         return self._roster.slot(self._catalogue.entry(reference))
 
     async def _await_load(self, slot: Slot, deadline: Deadline, *, reason: str, actor: str) -> Resident:
+        slot.check_stays()
         if slot.loading is None:
             slot.loading = self._tasks.spawn(self._load(slot, reason=reason, actor=actor))
             slot.loading.add_done_callback(lambda _: self._load_ended(slot))
@@ -297,6 +297,7 @@ class ModelManager:
 
     def _load_ended(self, slot: Slot) -> None:
         task, slot.loading = slot.loading, None
+        slot.give_up()
         if task is not None and not task.cancelled():
             task.exception()  # told to those who waited; nobody may have
 
@@ -326,27 +327,32 @@ class ModelManager:
         async with slot.lock:
             if slot.resident is not None:
                 return slot.resident
-            entry = slot.entry
-            if entry.status.state is not State.LOADING:
-                await self._catalogue.move(entry, State.LOADING, reason=reason, actor=actor)
+            await self._states.catch_up(slot)
+            if slot.entry.status.state is not State.LOADING:
+                await self._states.move(slot, State.LOADING, reason=reason, actor=actor)
+            worker: Worker | None = None
             try:
                 artifact = await self._loader.pull(slot)
                 async with asyncio.timeout(self._roster.limits.load_timeout_s):
                     worker = await self._loader.launch(slot, artifact)
-            except asyncio.CancelledError:
-                slot.give_up()
-                self._memory.release(slot.reference)
-                if not self._stopping:  # else it stays `loading`, and the next coordinator loads it
-                    await self._catalogue.move(entry, State.REGISTERED, reason="Cancelled", worker_id="")
-                raise
-            except Exception as error:
-                raise await self._failed(slot, error) from None
-            load_s = round(time.monotonic() - slot.launched_at, 3)
-            await self._catalogue.move(
-                entry, State.READY, reason=reason, actor=actor, worker_id=worker.id, load_s=load_s, info=worker.info
-            )
-            self._on_loaded(slot.reference, load_s)
-            return self._publish(slot, worker)
+                load_s = round(time.monotonic() - slot.launched_at, 3)
+                how = {"reason": reason, "actor": actor}
+                await self._states.move(slot, State.READY, worker_id=worker.id, load_s=load_s, info=worker.info, **how)
+                self._on_loaded(slot.reference, load_s)
+                return self._publish(slot, worker)
+            except BaseException as error:
+                raise await to_the_end(self._not_loaded(slot, worker, error)) from None
+
+    async def _not_loaded(self, slot: Slot, worker: Worker | None, error: BaseException) -> BaseException:
+        """End what a load that failed or was cancelled has started, and record that; the error to tell."""
+        if worker is not None:
+            await self._workers.stop_worker(worker.id, reason="LoadFailed")
+        if isinstance(error, Exception):
+            return await self._failed(slot, error)
+        self._memory.release(slot.reference)
+        if not self._stopping:  # else it stays as it is, and the next coordinator loads it
+            await self._states.move(slot, State.REGISTERED, reason="Cancelled", worker_id="")
+        return error
 
     async def _failed(self, slot: Slot, error: Exception) -> MocError:
         """Record why it could not be loaded and bring back what made room for it; the error to tell."""
@@ -354,14 +360,13 @@ class ModelManager:
         evicted, slot.evicted = slot.evicted, ()
         if isinstance(error, NoCapacity):
             failure: MocError = error  # tried again at the next request: memory comes and goes
-            slot.give_up()
             reason = FailReason.OUT_OF_MEMORY
             evicted = error.details.get("evicted", ())
         else:
             failure = told = slot.fail(error)
             reason = FailReason(told.reason)
         if slot.entry.status.state is not State.FAILED:
-            await self._catalogue.move(slot.entry, State.FAILED, reason=reason, message=failure.message, worker_id="")
+            await self._states.move(slot, State.FAILED, reason=reason, message=failure.message, worker_id="")
         for reference in evicted:
             self._load_in_background(self._slot(reference), "Restored")
         return failure
@@ -394,7 +399,7 @@ class ModelManager:
         *,
         reason: str,
         actor: str,
-        patience_s: float | None,
+        patience_s: float | None = None,
         message: str = "",
         may_sleep: bool = False,
     ) -> None:
@@ -404,18 +409,16 @@ class ModelManager:
                 return
             slot.forgive()
             self._roster.withdraw(slot)
-            await self._catalogue.move(slot.entry, State.DRAINING, reason=reason, actor=actor)
+            await self._states.pass_through(slot, State.DRAINING, reason=reason, actor=actor)
             limit = self._roster.limits.drain_timeout_s
             await resident.idle(limit if patience_s is None else min(limit, patience_s))
-            await self._catalogue.move(slot.entry, State.UNLOADING, reason=reason, actor=actor)
+            await self._states.pass_through(slot, State.UNLOADING, reason=reason, actor=actor)
             await self._loader.learn(slot, resident)
             await self._workers.stop_worker(resident.worker_id, reason=reason, may_sleep=may_sleep)
             self._memory.release(slot.reference)
             if slot.reference in self._workers.sleeping():
                 reason = ASLEEP
-            await self._catalogue.move(
-                slot.entry, State.REGISTERED, reason=reason, actor=actor, worker_id="", message=message
-            )
+            await self._states.move(slot, State.REGISTERED, reason=reason, actor=actor, worker_id="", message=message)
 
     def _lost(self, worker: Worker, why: str) -> None:
         for slot in self._roster.slots():
@@ -436,7 +439,7 @@ class ModelManager:
                 await self._failed(slot, down)
                 return
             message = f"the worker of {slot.reference} died: {why}"
-            await self._catalogue.move(slot.entry, State.LOADING, reason="WorkerLost", message=message, worker_id="")
+            await self._states.move(slot, State.LOADING, reason="WorkerLost", message=message, worker_id="")
         self._load_in_background(slot, "WorkerLost")
 
     async def _end_lost(self, slot: Slot, worker_id: str, why: str) -> None:
@@ -444,23 +447,34 @@ class ModelManager:
             await self._workers.stop_worker(worker_id, reason="DeviceLost")
             self._memory.release(slot.reference)
             message = f"{slot.reference} was ended: {why}; the next request loads it again where it can be"
-            await self._catalogue.move(
-                slot.entry, State.FAILED, reason=FailReason.RUNTIME_UNHEALTHY, message=message, worker_id=""
+            await self._states.move(
+                slot, State.FAILED, reason=FailReason.RUNTIME_UNHEALTHY, message=message, worker_id=""
             )
+
+    async def _catch_up(self, slot: Slot) -> None:
+        async with slot.lock:
+            await self._states.catch_up(slot)
 
     async def _sweep(self) -> None:
         """Unload what has been idle for its ttl; learn what those that are loaded take."""
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
-            await self._loader.relieve()
-            for slot in self._roster.slots():
-                resident = slot.resident
-                if resident is None:
-                    continue
-                await self._loader.learn(slot, resident)
-                if self._is_idle(slot, resident):
-                    unload = self._unload(slot, reason=IDLE, actor="system", patience_s=None, may_sleep=True)
-                    self._tasks.spawn(unload)
+            try:
+                await self._loader.relieve()
+                for slot in self._roster.slots():
+                    await self._look_after(slot)
+            except MocError as error:
+                log.warning("not every model could be looked after", error=error.message)
+
+    async def _look_after(self, slot: Slot) -> None:
+        resident = slot.resident
+        if resident is None:
+            if slot.behind and not slot.lock.locked():
+                self._tasks.spawn(self._catch_up(slot))
+            return
+        await self._loader.learn(slot, resident)
+        if self._is_idle(slot, resident):
+            self._tasks.spawn(self._unload(slot, reason=IDLE, actor="system", may_sleep=True))
 
     def _is_idle(self, slot: Slot, resident: Resident) -> bool:
         """Whether it has had nothing to do for so long that it may go."""

@@ -6,7 +6,7 @@ reads the store after a crash finds both as they belong together, and goes on fr
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,9 +18,9 @@ from moc.kernel.errors import Conflict, MocError, NotFound
 from moc.kernel.events import Event
 from moc.kernel.ids import new_id
 from moc.kernel.records import ABSENT, Op, Store, Table
-from moc.kernel.tasks import Tasks
-from moc.models.alias import Alias
-from moc.models.aliases import AliasBook
+from moc.kernel.tasks import Tasks, to_the_end
+from moc.models.alias import Alias, check_alias
+from moc.models.aliases import AliasBook, Along
 from moc.models.catalogue import Catalogue
 from moc.models.manager import ModelManager
 from moc.models.model import State, parse_reference
@@ -108,6 +108,7 @@ class Rollouts:
         self._woken = asyncio.Event()
         self._actor = Actor("rollouts")
         self._tasks = Tasks(lambda error: log.error("a rollout failed", exc_info=error))
+        catalogue.heed(self)
 
     # life
 
@@ -142,6 +143,18 @@ class Rollouts:
         over = over.noted(at=now, actor=SYSTEM, reason="AliasChanged", message=message)
         held.revision = await self._store.commit(self._ops(held, over), [_event(over)])
         held.rollout = over
+
+    # for the catalogue
+
+    def check_free(self, name: str) -> None:
+        """See `models.catalogue.NameUser`; it gives no names."""
+
+    def check_unused(self, name: str, going: Collection[int], *, last: bool) -> None:
+        """See `models.catalogue.NameUser`; what the alias names is for the aliases to say."""
+        for held in self._running():
+            model, version = parse_reference(held.rollout.terms.to)
+            if model == name and version in going:
+                raise Conflict(f"rollout {held.rollout.id} moves requests to {held.rollout.terms.to}; abort it first")
 
     # what is known
 
@@ -226,6 +239,7 @@ class Rollouts:
         try:
             old = self._check_start(terms, before)
             rollout = Rollout(id=rollout_id, terms=terms, before=before, old=old, state=RolloutState.WARMING)
+            check_alias(terms.alias, rollout.moved(RolloutState.PROGRESSING, at=now, step=0).wanted)
             held = _Held(rollout.noted(at=now, actor=actor, reason=REQUESTED), ABSENT)
             await self._forget()
             await self._record(held, held.rollout)
@@ -328,29 +342,28 @@ class Rollouts:
         now = self._clock.wall()
         seen = self._seen(held)[1] if held.rollout.state in SHARING else None
         moved = held.rollout.moved(state, at=now, step=step)
-        await self._record(held, moved.noted(at=now, actor=actor, reason=reason, message=message, seen=seen))
-        if step is not None:
-            held.since = self._snapshots(moved)
-        if moved.ended:
-            self._let_go(held)
+        moved = moved.noted(at=now, actor=actor, reason=reason, message=message, seen=seen)
+        await self._record(held, moved, begins=step is not None)
 
-    async def _record(self, held: _Held, rollout: Rollout) -> None:
-        """Make a change durable, together with what it makes of the alias."""
-        name, ops, events = rollout.terms.alias, self._ops(held, rollout), [_event(rollout)]
+    async def _record(self, held: _Held, rollout: Rollout, *, begins: bool = False) -> None:
+        """Make a change durable, together with what it makes of the alias, and act on it; a step may begin with it."""
+
+        def done(revision: int) -> None:
+            held.rollout, held.revision = rollout, revision
+            if begins:
+                held.since = self._snapshots(rollout)
+            if rollout.ended:
+                self._let_go(held)
+
+        name, along = rollout.terms.alias, Along(self._ops(held, rollout), [_event(rollout)], done)
         if self._aliases.find(name) == rollout.wanted:
-            held.revision = await self._store.commit(ops, events)
+            await to_the_end(self._commit(along))
         else:
-            await self._aliases.set(
-                name,
-                rollout.wanted,
-                actor=rollout.history[-1].actor,
-                reason=f"Rollout {rollout.id}",
-                rollout=rollout.id,
-                along=ops,
-                events=events,
-            )
-            held.revision = self._aliases.revision(name)
-        held.rollout = rollout
+            actor, reason = rollout.history[-1].actor, f"Rollout {rollout.id}"
+            await self._aliases.set(name, rollout.wanted, actor=actor, reason=reason, rollout=rollout.id, along=along)
+
+    async def _commit(self, along: Along) -> None:
+        along.done(await self._store.commit(along.ops, along.events))
 
     def _ops(self, held: _Held, rollout: Rollout) -> list[Op]:
         return [self._seat.fence(), self._table.put(rollout.id, rollout, expect=held.revision)]
@@ -361,8 +374,8 @@ class Rollouts:
     def _take_up(self, held: _Held) -> None:
         """Keep the versions that it is about loaded, and look after it."""
         rollout = held.rollout
-        named = [rollout.terms.to, *(reference for reference, weight in rollout.before.versions.items() if weight)]
-        held.kept = tuple({self._manager.serving(reference).version.reference for reference in named})
+        before = {self._manager.serving(reference).version.reference for reference in rollout.before.receiving}
+        held.kept = tuple({rollout.terms.to, *before})
         for reference in held.kept:
             self._manager.hold(reference)
         if rollout.state in SHARING:

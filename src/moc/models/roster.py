@@ -1,7 +1,8 @@
 """Which version answers for which reference, and which of them may not be unloaded."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from moc.models.catalogue import Catalogue, Entry
 from moc.models.model import FailReason, State, parse_reference
@@ -71,6 +72,19 @@ class Roster:
         resident, slot.resident = slot.resident, None
         self._found = {key: value for key, value in self._found.items() if value is not resident}
         self.point(slot.entry.version.name)
+
+    @contextmanager
+    def leaving(self, entries: Iterable[Entry]) -> Iterator[None]:
+        """Let nobody load these any more, unless it fails to remove them."""
+        slots = [self.slot(entry) for entry in entries]
+        for slot in slots:
+            slot.leaving = True
+        try:
+            yield
+        except BaseException:
+            for slot in slots:
+                slot.leaving = False
+            raise
 
     def forget(self, entry: Entry) -> None:
         """A version is gone for good."""

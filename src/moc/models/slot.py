@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 from moc.kernel.clock import SystemClock
-from moc.kernel.errors import CircuitOpen, LoadFailed, MocError
+from moc.kernel.errors import CircuitOpen, LoadFailed, MocError, Unavailable
 from moc.models.catalogue import Entry
 from moc.models.model import FailReason
 from moc.models.resident import Resident
@@ -37,7 +37,8 @@ class Limits:
 class Slot:
     """`lock` serialises loading and unloading; `resident` is what requests find; `evicted` who made room for it.
 
-    `launched_at` is when it had its memory and its worker began to start.
+    `launched_at` is when it had its memory and its worker began to start; `behind` says that the recorded state may
+    not be the true one, for the store could not be written to. One that is `leaving` is being removed.
     """
 
     entry: Entry
@@ -46,10 +47,12 @@ class Slot:
     resident: Resident | None = None
     loading: "asyncio.Task[Resident] | None" = None
     waiting: int = 0
+    leaving: bool = False
     evicted: tuple[str, ...] = ()
     launched_at: float = 0.0
     failure: LoadFailed | None = None
     ready_at: float = 0.0
+    behind: bool = False
     breaker: Breaker = field(init=False)
     era: int = field(init=False)
 
@@ -82,8 +85,14 @@ class Slot:
         self.breaker = Breaker(self.reference, limits=self.limits.breaker, clock=SystemClock())
         self.era = self.breaker.allow()
 
+    def check_stays(self) -> None:
+        """Unavailable when it is being removed."""
+        if self.leaving:
+            raise Unavailable(f"{self.reference} is being removed")
+
     def admit(self) -> None:
-        """Let a request load it. CircuitOpen, with the story of the last failure, after too many of them."""
+        """Let a request load it; as `check_stays`. CircuitOpen, with the story of the last failure, after too many."""
+        self.check_stays()
         try:
             self.era = self.breaker.allow()
         except CircuitOpen as refusal:
@@ -120,7 +129,7 @@ class Slot:
         return LoadFailed(message, reason=FailReason.RUNTIME_UNHEALTHY)
 
     def give_up(self) -> None:
-        """A load ended that tells nothing of the version: it was stopped, or there was no room."""
+        """A load ended; if neither as it should nor by failing, nothing is known of the version that was not before."""
         self.breaker.abandoned(self.era)
 
     def _count(self, failure: LoadFailed) -> None:

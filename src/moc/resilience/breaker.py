@@ -79,14 +79,20 @@ class Breaker:
             self._become(Circuit.OPEN)
 
     def abandoned(self, era: int) -> None:
-        """The call told nothing: it was cancelled, or refused for a fault of its caller's. A try may be made again."""
+        """The call told nothing: it was cancelled, or refused for a fault of its caller's. A try may be made again.
+
+        Nobody is told of that: to others the circuit is as it was before the try.
+        """
         if era == self._era and self.circuit is Circuit.HALF_OPEN:
-            self._become(Circuit.OPEN)
+            self._change(Circuit.OPEN)
 
     def _become(self, circuit: Circuit) -> None:
-        self.circuit = circuit
-        self._era += 1
+        self._change(circuit)
         if circuit is Circuit.CLOSED:
             self._failures = 0
         if self._on_change is not None:
             self._on_change(circuit)
+
+    def _change(self, circuit: Circuit) -> None:
+        self.circuit = circuit
+        self._era += 1

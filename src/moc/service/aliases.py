@@ -169,9 +169,11 @@ class AliasesService:
 
     @audited("aliases.rollback")
     async def rollback(self, identity: Identity, name: str, *, to: int | None) -> AliasView:
-        """Let it be what it was; see `models.aliases.AliasBook.rollback`."""
+        """Let it be what it was; see `models.aliases.AliasBook.rollback`. The key must be for all it names then."""
         require(identity, Operation.CHANGE_MODELS, model=name)
-        await self._aliases.rollback(name, actor=identity.key_id, to=to)
+        number, alias = await self._aliases.former(name, to=to)
+        self._check_key(identity, alias)
+        await self._aliases.rollback(name, actor=identity.key_id, to=number)
         return self._view(name)
 
     @audited("aliases.remove")
@@ -181,14 +183,17 @@ class AliasesService:
         await self._aliases.remove(name, actor=identity.key_id, reason=REQUESTED)
 
     async def _set(self, identity: Identity, name: str, alias: Alias, how: How, deadline: Deadline) -> AliasView:
-        for reference in alias.references:
-            check(identity, Operation.CHANGE_MODELS, model=reference)
+        self._check_key(identity, alias)
         if len(how.reason) > REASON_MAX:
             raise InvalidRequest(f"`reason` has {len(how.reason)} characters; {REASON_MAX} are enough")
         if how.wait:
             await self._prepare(name, alias, deadline, identity.key_id)
         await self._aliases.set(name, alias, actor=identity.key_id, reason=how.reason or REQUESTED, expect=how.expect)
         return self._view(name)
+
+    def _check_key(self, identity: Identity, alias: Alias) -> None:
+        for reference in alias.references:
+            check(identity, Operation.CHANGE_MODELS, model=reference)
 
     async def _prepare(self, name: str, alias: Alias, deadline: Deadline, actor: str) -> None:
         """Load what is to get requests beside what gets them now, if that is loaded: so that none has to wait."""

@@ -13,7 +13,7 @@ from moc.kernel.units import Bytes, parse_duration_s
 from moc.models.catalogue import Catalogue, Entry
 from moc.models.footprints import Footprints
 from moc.models.manager import ModelManager
-from moc.models.model import NAME, RUNTIMES, SHARDED, SOURCELESS, Batching, Canary, ModelSpec, State
+from moc.models.model import NAME, REMOTE, RUNTIMES, SHARDED, SOURCELESS, Batching, Canary, ModelSpec, State
 from moc.models.ports import Sources
 from moc.resilience.deadline import Deadline
 from moc.security.identity import Identity
@@ -81,6 +81,8 @@ def _check_ranges(spec: ModelSpec, where: str) -> None:
         raise InvalidRequest(f"{where}: {spec.runtime} runs on one device, so shards must be 1; not {spec.shards}")
     if spec.group and NAME.fullmatch(spec.group) is None:
         raise InvalidRequest(f"{where}: group is {spec.group[:150]!r}; use letters, digits, '.', '_' and '-'")
+    if spec.batching is not None and spec.runtime == REMOTE:
+        raise InvalidRequest(f"{where}: batching is for models that run here; a remote gathers requests itself")
     if spec.canary is not None:
         _check_canary(spec.canary, where)
     limits: tuple[_Limit, ...] = (

@@ -26,7 +26,7 @@ class FakeLink:
         self.cancelled = 0
         self.running = 0
         self.most_running = 0
-        self.error: MocError | None = None
+        self.error: Exception | None = None
         self.script: list[bytes | MocError] = []
         self.lost = asyncio.Event()
 

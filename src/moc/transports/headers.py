@@ -33,17 +33,24 @@ def request_id_of(given: bytes | None) -> str:
     return f"{_PROCESS}-{next(_COUNT):x}"
 
 
-def deadline_of(given: bytes | None) -> Deadline:
-    """From `x-moc-deadline-ms`; InvalidRequest when that is not a number of milliseconds up to a day."""
+def deadline_of(given: bytes | None, began_at: float) -> Deadline:
+    """From `x-moc-deadline-ms` of a request that came then; InvalidRequest unless it is milliseconds up to a day."""
     if given is None:
         return NEVER
     if not (given.isdigit() and len(given) < 10 and 0 < int(given) <= _DAY_MS):
         raise InvalidRequest(f"{DEADLINE} must be a whole number from 1 to {_DAY_MS}, not {given[:40]!r}")
-    return Deadline.after(int(given) / 1000)
+    return Deadline(began_at + int(given) / 1000)
 
 
-def terms_of(deadline: bytes | None, priority: bytes | None, session: bytes | None, repeatable: bytes | None) -> Terms:
-    """From the four headers by which callers say how a request is to be served, None = not sent.
+def terms_of(
+    deadline: bytes | None,
+    priority: bytes | None,
+    session: bytes | None,
+    repeatable: bytes | None,
+    *,
+    began_at: float,
+) -> Terms:
+    """From the four headers by which callers say how a request that came then is to be served, None = not sent.
 
     InvalidRequest for a deadline as in `deadline_of`, a priority that is not 1 to 10, a session of more than 256
     characters. A request may be run more than once when it has an idempotency key, whatever that is.
@@ -51,7 +58,7 @@ def terms_of(deadline: bytes | None, priority: bytes | None, session: bytes | No
     if deadline is None and priority is None and session is None and repeatable is None:
         return _ORDINARY
     return Terms(
-        deadline_of(deadline),
+        deadline_of(deadline, began_at),
         _ORDINARY.priority if priority is None else _priority_of(priority),
         "" if session is None else checked_session(session.decode("latin-1")),
         repeatable is not None,

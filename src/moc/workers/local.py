@@ -24,7 +24,7 @@ from moc.kernel.errors import (
 from moc.kernel.events import Event
 from moc.kernel.ids import new_id
 from moc.kernel.records import ABSENT, Store, Table
-from moc.kernel.tasks import Tasks
+from moc.kernel.tasks import Tasks, to_the_end
 from moc.models.ports import HostSeat, Launch, Worker
 from moc.resilience.deadline import Deadline
 from moc.workers.diagnosis import explained, telling
@@ -161,11 +161,10 @@ class LocalWorkers:
                 await self._bring_up(held, launch)
         except BaseException as error:
             reason = "Cancelled" if isinstance(error, asyncio.CancelledError) else "LoadFailed"
-            failure = await self._explain(held, launch, error)
             try:
+                failure = await self._explain(held, launch, error)
+            finally:
                 await self._to_the_end(held, reason=reason, politely=False)
-            except MocError as worse:
-                log.warning("the record of a worker that did not start stays for now", error=worse.message)
             raise failure from None
         return held.worker
 
@@ -178,11 +177,12 @@ class LocalWorkers:
     async def note(self, worker_id: str, *, state: str, size: int | None = None) -> Worker:
         """Record that a worker is `asleep`, or `ready` again and charged `size`; WorkerLost when it is gone."""
         held = self._held.get(worker_id)
-        if held is None or held.ending is not None:
-            raise WorkerLost(f"worker {worker_id} is gone", sent=False)
-        held.worker = replace(held.worker, state=state, bytes=held.worker.bytes if size is None else size)
-        await self._record(held, self._event(held, f"worker.{state}"))
-        return held.worker
+        if held is not None and held.ending is None:
+            held.worker = replace(held.worker, state=state, bytes=held.worker.bytes if size is None else size)
+            await self._record(held, self._event(held, f"worker.{state}"))
+            if self.link(worker_id) is not None:
+                return held.worker
+        raise WorkerLost(f"worker {worker_id} is gone", sent=False)
 
     async def adopt(self) -> list[Worker]:
         """Claim what an earlier coordinator left here, clear up what is dead; see `Workers.adopt`."""
@@ -330,16 +330,7 @@ class LocalWorkers:
 
     async def _to_the_end(self, held: _Held, *, reason: str, politely: bool) -> None:
         """End a worker, whoever else asks for it and however often the caller is cancelled."""
-        ending = self._begin_end(held, reason=reason, politely=politely)
-        cancelled: asyncio.CancelledError | None = None
-        while not ending.done():
-            try:
-                await asyncio.wait([ending])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
-        ending.result()
+        await to_the_end(self._begin_end(held, reason=reason, politely=politely))
 
     def _begin_end(self, held: _Held, *, reason: str, politely: bool) -> "asyncio.Task[None]":
         if held.ending is None:
@@ -349,8 +340,7 @@ class LocalWorkers:
     async def _end(self, held: _Held, *, reason: str, politely: bool) -> None:
         try:
             if politely:
-                held.worker = replace(held.worker, state="draining")
-                await self._record(held)
+                await self._record_draining(held)
                 await self._ask_to_end(held)
             if held.link is not None:
                 held.link.close()
@@ -365,6 +355,16 @@ class LocalWorkers:
             raise
         finally:
             self._held.pop(held.worker.id, None)
+
+    async def _record_draining(self, held: _Held) -> None:
+        """Nothing but a newer coordinator keeps a worker from being ended."""
+        held.worker = replace(held.worker, state="draining")
+        try:
+            await self._record(held)
+        except NotLeader:
+            raise
+        except MocError as error:
+            log.warning("a worker ends unrecorded", worker=held.worker.id, error=error.message)
 
     async def _ask_to_end(self, held: _Held) -> None:
         if held.process is None:
@@ -384,7 +384,7 @@ class LocalWorkers:
     # being bereaved
 
     def _lost(self, held: _Held, link: WorkerLink) -> None:
-        if held.link is link and held.ending is None and held.worker.state == "ready":
+        if held.link is link and held.ending is None and held.worker.state in ("ready", "asleep"):
             self._tasks.spawn(self._recover(held))
 
     async def _recover(self, held: _Held) -> None:
@@ -418,10 +418,7 @@ class LocalWorkers:
         self._tell_lost(held.worker, why)
         await self._kill(process)
         await self._in_thread(held.folder.remove)
-        try:
-            await self._forget(held, self._event(held, "worker.lost", reason="WorkerLost", why=why))
-        except MocError as error:
-            log.warning("the record of a dead worker stays for now", worker=held.worker.id, error=error.message)
+        await self._forget(held, self._event(held, "worker.lost", reason="WorkerLost", why=why))
 
     def _tell_lost(self, worker: Worker, why: str) -> None:
         for callback in self._callbacks:
@@ -438,7 +435,11 @@ class LocalWorkers:
         await self._store.commit([self._seat.fence()], [event])
 
     async def _forget(self, held: _Held, event: Event) -> None:
-        await self._store.commit([self._seat.fence(), self._table.delete(held.worker.id, expect=None)], [event])
+        """Delete the record of a dead worker; one that cannot be now is when workers are adopted."""
+        try:
+            await self._store.commit([self._seat.fence(), self._table.delete(held.worker.id, expect=None)], [event])
+        except MocError as error:
+            log.warning("the record of a dead worker stays for now", worker=held.worker.id, error=error.message)
 
     def _event(self, held: _Held, kind: str, *, reason: str = "", **data: Any) -> Event:
         worker = held.worker

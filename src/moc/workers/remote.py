@@ -98,7 +98,7 @@ class RemoteWorkers:
         host: str,
         clock: Clock,
         secrets: Path,
-        reach: Callable[[str, str], None],
+        reach: Callable[[str, int, str], None],
     ) -> None:
         self._store = store
         self._seat = seat
@@ -137,6 +137,8 @@ class RemoteWorkers:
                 await upstream.start()
                 await upstream.probe()
                 info = await upstream.info()
+            worker = self._worker(launch, info)
+            await self._tell(worker, "worker.ready")
         except BaseException as error:
             await upstream.close()
             if isinstance(error, TimeoutError):
@@ -144,10 +146,8 @@ class RemoteWorkers:
             if isinstance(error, MocError) and not isinstance(error, LoadFailed):
                 raise LoadFailed(error.message, reason=FailReason.LOAD_FAILED) from None
             raise
-        worker, link = self._worker(launch, info), RemoteLink(upstream, info)
         watching = self._tasks.spawn(self._watch(worker.id, upstream, options.health_interval_s))
-        self._held[worker.id] = _Held(worker, link, watching)
-        await self._tell(worker, "worker.ready")
+        self._held[worker.id] = _Held(worker, RemoteLink(upstream, info), watching)
         return worker
 
     async def stop_worker(self, worker_id: str, *, reason: str) -> None:

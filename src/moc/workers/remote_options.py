@@ -15,7 +15,7 @@
 `health`              a path from the root of its host that answers 200 while it is well (default: its protocol's own)
 `health_interval_s`   how often that is asked (default 10)
 `ca_file`             the authorities its certificate is checked with, instead of the system's
-`use_proxy`           whether to go by the proxies in the coordinator's environment
+`use_proxy`           whether to go by the proxies in the coordinator's environment; not over the API
 """
 
 from dataclasses import dataclass

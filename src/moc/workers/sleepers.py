@@ -23,6 +23,7 @@ class Sleepers:
     def __init__(self, local: LocalWorkers) -> None:
         self._local = local
         self._asleep: dict[str, Worker] = {}
+        local.on_lost(lambda worker, _: self._lost(worker))
 
     def models(self) -> list[str]:
         """The models (`name@version`) whose workers sleep."""
@@ -65,6 +66,10 @@ class Sleepers:
             raise
         await self._local.stop_worker(worker.id, reason="NotWoken")
         return None
+
+    def _lost(self, worker: Worker) -> None:
+        if self.has(worker.id):
+            del self._asleep[worker.model]
 
     async def end(self, model: str) -> None:
         """End the worker that sleeps with this model; no error when there is none."""

@@ -1,7 +1,7 @@
 """Where artifacts come from: files in place, wheels, web servers, model hubs; kept by their content."""
 
 from moc.models.sources.artifacts import ArtifactSources
-from moc.models.sources.bounds import Bounds
-from moc.models.sources.source import host_of
+from moc.models.sources.bounds import Bounds, place
+from moc.models.sources.source import address_of
 
-__all__ = ["ArtifactSources", "Bounds", "host_of"]
+__all__ = ["ArtifactSources", "Bounds", "address_of", "place"]

@@ -78,13 +78,13 @@ class ArtifactSources:
         elif path is not None:
             self._bounds.check_file(path)
         if isinstance(source, WebSource):
-            self._bounds.check_host(source.host)
+            self._bounds.check_host(*source.address)
         for file in _files_in(spec.options):
             self._bounds.check_file((self._base_dir / file).resolve())
 
-    def check_address(self, host: str, address: str) -> None:
+    def check_address(self, host: str, port: int, address: str) -> None:
         """LoadFailed when a host turns out to be at an address that nothing may be fetched from or sent to."""
-        self._bounds.check_address(host, address)
+        self._bounds.check_address(host, port, address)
 
     async def fetch(self, spec: ModelSpec, progress: Progress) -> Artifact:
         """The artifact of `spec`; at once and without a network when its source was fetched before."""

@@ -16,7 +16,8 @@ class Bounds:
     """`roots` are the folders that files may lie in, `python_roots` those whose Python code may be run.
 
     `commands` are the programs that may be started, `secrets` the folder whose keys may be shown to remotes. Downloads
-    and requests to remotes go to public addresses, and to `hosts`, which the operator named.
+    and requests to remotes go to public addresses, and to `hosts`, which the operator named: HOST, any port of it, or
+    what `place` makes of a host and a port.
     """
 
     roots: Sequence[Path] = ()
@@ -61,14 +62,18 @@ class Bounds:
         if not inside:
             raise InvalidRequest(f"over the API `{option}` names a file below DATA_DIR/secrets, not {file[:200]!r}")
 
-    def check_host(self, host: str) -> None:
+    def allows(self, host: str, port: int) -> bool:
+        """Whether the operator named a host, or this port of it."""
+        return host in self.hosts or place(host, port) in self.hosts
+
+    def check_host(self, host: str, port: int) -> None:
         """InvalidRequest for a host that is, as it is written, not a public one."""
-        if host not in self.hosts and (host == "localhost" or not is_public(host)):
+        if not self.allows(host, port) and (host == "localhost" or not is_public(host)):
             raise InvalidRequest(f"{host} is a private or local address; {_advice(host)}")
 
-    def check_address(self, host: str, address: str) -> None:
+    def check_address(self, host: str, port: int, address: str) -> None:
         """LoadFailed when a host turns out to be at an address that is not public."""
-        if host not in self.hosts and not is_public(address):
+        if not self.allows(host, port) and not is_public(address):
             raise failed(f"{host} is at {address}, a private or local address; {_advice(host)}")
 
 
@@ -93,6 +98,11 @@ def _lies_within(path: Path, roots: Sequence[Path]) -> bool:
 
 def _advice(host: str) -> str:
     return f"add {host} to security.allowed_model_hosts if that is meant"
+
+
+def place(host: str, port: int) -> str:
+    """One port of a host."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_public(host: str) -> bool:

@@ -62,9 +62,9 @@ class WebSource(RemoteSource):
         return self.text.partition("?")[0]
 
     @property
-    def host(self) -> str:
-        """The host that the URL names."""
-        return host_of(self.text)
+    def address(self) -> tuple[str, int]:
+        """The host and the port that the URL names."""
+        return address_of(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +106,13 @@ def parse_sha256(text: str | None) -> str | None:
     return match[1].lower()
 
 
-def host_of(source: str) -> str:
-    """The host that a source names; empty when it is no URL."""
+def address_of(source: str) -> tuple[str, int]:
+    """The host and the port that a source names; no host when it is no URL."""
     try:
-        return urlsplit(source).hostname or ""
+        url = urlsplit(source)
+        return url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
     except ValueError:
-        return ""
+        return "", 0
 
 
 def is_loopback(host: str) -> bool:

@@ -1,15 +1,18 @@
 """The source of a remote: not files, but the URL of an engine that runs elsewhere."""
 
 import hashlib
+import re
 from urllib.parse import SplitResult, urlsplit
 
 from moc.kernel.errors import InvalidRequest
 from moc.models.model import Artifact, ModelSpec
 from moc.models.sources.bounds import Bounds
+from moc.models.sources.source import address_of
 
 SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "x-api-key", "api-key", "cookie"})
 """Headers that carry secrets."""
 
+_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?")
 _FILES = ("key_file", "ca_file")
 _SECRET_OPTIONS = ("key", "api_key", "token", "password")
 
@@ -22,9 +25,9 @@ def check_upstream(spec: ModelSpec, bounds: Bounds, *, trusted: bool) -> None:
     _check_shown(spec)
     if trusted:
         return
-    host = url.hostname or ""
-    bounds.check_host(host)
-    if url.scheme == "http" and host not in bounds.hosts:
+    host, port = address_of(spec.source)
+    bounds.check_host(host, port)
+    if url.scheme == "http" and not bounds.allows(host, port):
         raise InvalidRequest(
             f"what is said to {host} over http can be read on its way; use https://, "
             f"or add {host} to security.allowed_model_hosts"
@@ -33,6 +36,11 @@ def check_upstream(spec: ModelSpec, bounds: Bounds, *, trusted: bool) -> None:
         raise InvalidRequest(
             "over the API a remote may not name an environment variable (`key_env`); put the key in a file below "
             "DATA_DIR/secrets and name that with `key_file`, or name the model in moc.yaml"
+        )
+    if spec.options.get("use_proxy"):
+        raise InvalidRequest(
+            "over the API a remote may not go by a proxy (`use_proxy`), which could take it anywhere; "
+            "name the model in moc.yaml"
         )
     for option in _FILES:
         file = spec.options.get(option)
@@ -69,7 +77,8 @@ def _parsed(text: str) -> SplitResult:
         host, _ = url.hostname, url.port
     except ValueError as error:
         raise InvalidRequest(f"not a URL: {text[:200]!r} ({error})") from None
-    if url.scheme not in ("http", "https") or not host or not (text.isascii() and text.isprintable()) or " " in text:
+    is_host = host is not None and (":" in host or _NAME.fullmatch(host) is not None)
+    if url.scheme not in ("http", "https") or not is_host or not (text.isascii() and text.isprintable()) or " " in text:
         raise InvalidRequest(f"the source of a remote is its URL, such as https://HOST/v1; not {text[:200]!r}")
     if url.username is not None:
         raise InvalidRequest(f"a source is shown to others: keep credentials out of the URL of {host}; use `key_file`")

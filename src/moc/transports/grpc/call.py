@@ -1,11 +1,12 @@
 """One call and what it is answered by: all that a handler knows of gRPC, whichever engine serves it."""
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from msgspec import structs
 
-from moc.resilience.deadline import NEVER, Deadline
+from moc.resilience.deadline import Deadline
 from moc.security.identity import Identity
 from moc.service.inference import Answer, AnswerStream, Terms
 from moc.transports.headers import (
@@ -29,7 +30,7 @@ class Call:
     set before the handler of a method that is not public runs.
     """
 
-    __slots__ = ("_metadata", "_remaining_s", "address", "identity", "method", "request_id", "trailers")
+    __slots__ = ("_began_at", "_deadline", "_metadata", "address", "identity", "method", "request_id", "trailers")
 
     identity: Identity
 
@@ -37,7 +38,8 @@ class Call:
         self.method = method
         self.address = address
         self._metadata = dict(metadata)
-        self._remaining_s = remaining_s
+        self._began_at = time.monotonic()
+        self._deadline = Deadline.after(remaining_s)
         self.request_id = request_id_of(self._given("x-moc-request-id"))
         self.trailers: list[tuple[str, str | bytes]] = [("x-moc-request-id", self.request_id)]
 
@@ -52,14 +54,17 @@ class Call:
         return key.strip().decode("latin-1")
 
     def deadline(self) -> Deadline:
-        """The sooner of gRPC's own deadline and `x-moc-deadline-ms`; InvalidRequest when the latter is no number."""
-        given = self._given(DEADLINE)
-        deadline = NEVER if given is None else deadline_of(given)
-        return deadline if self._remaining_s is None else deadline.sooner(self._remaining_s)
+        """The sooner of gRPC's own deadline and `x-moc-deadline-ms`, both from the beginning of the call.
+
+        InvalidRequest when the latter is no number.
+        """
+        deadline, left_s = deadline_of(self._given(DEADLINE), self._began_at), self._deadline.remaining_s()
+        return deadline if left_s is None else deadline.sooner(left_s)
 
     def terms(self) -> Terms:
         """How the caller wants it served, by the headers of the same names; InvalidRequest as for `deadline`."""
-        terms = terms_of(None, self._given(PRIORITY), self._given(SESSION), self._given(REPEATABLE))
+        given = self._given
+        terms = terms_of(None, given(PRIORITY), given(SESSION), given(REPEATABLE), began_at=self._began_at)
         return structs.replace(terms, deadline=self.deadline())
 
     def tell_provenance(self, answer: Answer | AnswerStream) -> None:

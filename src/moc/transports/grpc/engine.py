@@ -13,7 +13,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # our children run anoth
 
 import grpc
 
-from moc.kernel.errors import InvalidRequest, MocError
+from moc.kernel.errors import DeadlineExceeded, InvalidRequest, MocError
 from moc.security.tls import TlsFiles
 from moc.transports.grpc.call import Call, Metadata, Method, Stream, Unary
 from moc.transports.grpc.failure import DETAILS, failure_of
@@ -92,12 +92,21 @@ class GrpcioEngine(grpc.GenericRpcHandler):
             try:
                 async with contextlib.aclosing(method.handle(self._requests(context), call)) as answers:
                     async for message in answers:
-                        await context.write(message)
+                        await self._write(context, message)
             except MocError as error:
                 await _refuse(context, call, error)
             context.set_trailing_metadata(tuple(call.trailers))
 
         return run
+
+    async def _write(self, context: Context, message: bytes) -> None:
+        """Send one answer of a stream; DeadlineExceeded when its client does not read."""
+        timeout_s = self._limits.write_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await context.write(message)
+        except TimeoutError:
+            raise DeadlineExceeded(f"nobody read the answers for {timeout_s:g} s; read them as they come") from None
 
     async def _requests(self, context: Context) -> AsyncIterator[bytes]:
         while not self._draining.is_set():

@@ -7,7 +7,7 @@ from typing import Final
 from google.protobuf.message import Message
 
 from moc.kernel.errors import MocError, NotFound
-from moc.service.inference import AnswerStream
+from moc.service.inference import Terms
 from moc.service.services import Services
 from moc.transports.grpc.call import Call, Method, Stream, Unary
 from moc.transports.grpc.messages import message_of, read
@@ -15,7 +15,7 @@ from moc.transports.grpc.oip_message import Wanted, parameters_of, parse, render
 from moc.transports.grpc.stubs.inference import grpc_service_pb2 as pb
 from moc.transports.oip import tensors
 from moc.transports.oip.repository import check_load, index_entry, statistics_response
-from moc.transports.oip.request import Parameters, model_reference, taken_from
+from moc.transports.oip.request import model_reference, taken_from
 from moc.transports.oip.server import model_config, model_metadata, server_metadata
 from moc.transports.oip.text import completion, text_of
 
@@ -76,12 +76,14 @@ class InferenceProtocol:
     ) -> AsyncGenerator[pb.ModelInferResponse, None]:
         """What one request of a stream is answered with: one response, or the pieces of a text."""
         prompt = text_input(message)
-        if prompt is None or not await self._writes_text(message, call):
+        parameters = parameters_of(message.parameters)
+        terms = taken_from(parameters).on(call.terms())
+        if prompt is None or not await self._writes_text(message, call, terms):
             yield await self._answer(message, parse(message), call)
             return
-        parameters = parameters_of(message.parameters)
         wants_final = parameters.pop(_WANTS_FINAL, False)
-        stream = await self._begin_text(_reference(message), prompt, parameters, call)
+        request = completion(prompt, parameters, _reference(message), stream=True)
+        stream = await self._inference.stream(call.identity, _reference(message), request, terms)
         async with contextlib.aclosing(stream):
             async for chunk in stream:
                 response = _response(message, stream.reference, call, final=False)
@@ -90,14 +92,9 @@ class InferenceProtocol:
         if wants_final:
             yield _response(message, stream.reference, call, final=True)
 
-    async def _writes_text(self, message: pb.ModelInferRequest, call: Call) -> bool:
-        found = await self._inference.describe(call.identity, _reference(message), call.deadline())
+    async def _writes_text(self, message: pb.ModelInferRequest, call: Call, terms: Terms) -> bool:
+        found = await self._inference.describe(call.identity, _reference(message), terms.deadline)
         return "completion" in found.kinds and "tensors" not in found.kinds
-
-    async def _begin_text(self, reference: str, prompt: str, parameters: Parameters, call: Call) -> AnswerStream:
-        terms = taken_from(parameters).on(call.terms())
-        request = completion(prompt, parameters, reference, stream=True)
-        return await self._inference.stream(call.identity, reference, request, terms)
 
     async def _live(self, data: bytes, call: Call) -> bytes:
         read(pb.ServerLiveRequest, data)

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import contextlib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
@@ -49,6 +50,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_began_at",
         "_headers",
         "_receive",
         "_send",
@@ -65,6 +67,7 @@ class Exchange:
     identity: Identity
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits, watchman: Watchman) -> None:
+        self._began_at = time.monotonic()
         self.scope = scope
         self.limits = limits
         self.gone = False
@@ -114,14 +117,21 @@ class Exchange:
         return name
 
     def deadline(self) -> Deadline:
-        """From `x-moc-deadline-ms`; InvalidRequest when that is not a number of milliseconds up to a day."""
-        return deadline_of(self._headers.get(b"x-moc-deadline-ms"))
+        """From `x-moc-deadline-ms`, counted from when the request's head came.
+
+        InvalidRequest when that is not a number of milliseconds up to a day.
+        """
+        return deadline_of(self._headers.get(b"x-moc-deadline-ms"), self._began_at)
 
     def terms(self) -> Terms:
         """How the caller wants it served; InvalidRequest for headers that do not say it right."""
         given = self._headers.get
         return terms_of(
-            given(b"x-moc-deadline-ms"), given(b"x-moc-priority"), given(b"x-moc-session"), given(b"idempotency-key")
+            given(b"x-moc-deadline-ms"),
+            given(b"x-moc-priority"),
+            given(b"x-moc-session"),
+            given(b"idempotency-key"),
+            began_at=self._began_at,
         )
 
     def check_length(self) -> None:

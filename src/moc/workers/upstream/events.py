@@ -12,28 +12,34 @@ class Events:
     Lines may end in LF, CRLF or CR. Comments, names, ids and events without data are passed over.
     """
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_held", "_rest")
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
+        self._held = b""
 
     def feed(self, block: bytes) -> list[bytes]:
         """The data of each event that ends in `block`; Internal when one grows past `EVENT_BYTES_MAX`."""
-        text = self._rest + block
-        held = b""
+        text, self._held = self._held + block, b""
         if b"\r" in text:
             if text.endswith(b"\r"):  # half a line break, or a whole one: the next byte tells
-                text, held = text[:-1], b"\r"
+                text, self._held = text[:-1], b"\r"
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *events, rest = text.split(b"\n\n")
+        rest = self._rest
+        goes_on = b"\n\n" not in rest[-1:] + text  # looking at the new bytes alone: a long event is not read again
+        rest += text
+        events: list[bytes] = []
+        if not goes_on:
+            *events, last = bytes(rest).split(b"\n\n")
+            rest = self._rest = bytearray(last)
         if len(rest) > EVENT_BYTES_MAX:
             raise Internal(f"the upstream sends an event of more than {EVENT_BYTES_MAX} bytes")
-        self._rest = rest + held
         return _data_of(events)
 
     def end(self) -> list[bytes]:
         """The data of a last event that no blank line follows."""
-        rest, self._rest = self._rest, b""
+        rest = bytes(self._rest) + self._held
+        self._rest, self._held = bytearray(), b""
         return _data_of([rest.replace(b"\r", b"\n")])
 
 

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -28,8 +29,8 @@ WRITTEN_AT_ONCE_MAX = 1024**2
 KEPT_S = 4.0
 """How long a connection is kept for the next request: less than servers usually do."""
 
-STALE_WITHIN_S = 0.25
-"""How long after a request it may take to hear that its connection had been closed before."""
+STALE_WITHIN_S = 0.02
+"""How long after a request it may take to hear that its connection had been closed before: nothing is done so soon."""
 
 LINGER_S = 0.1
 """How long the end of an answer may follow what ended it in its own words."""
@@ -47,12 +48,18 @@ class Call:
 
 
 class Line:
-    """The way to one upstream. What goes wrong is told in MocErrors: see `Upstream.infer`."""
+    """The way to one upstream. What goes wrong is told in MocErrors: see `Upstream.infer`.
+
+    `keeps_streams` is not set any more once a connection that was kept broke: some servers close theirs behind each
+    stream without a word, and who goes on using them has a race to lose each time.
+    """
 
     def __init__(self, options: UpstreamOptions) -> None:
         self._options = options
         self._session: aiohttp.ClientSession | None = None
         self._urls: dict[str, URL] = {}
+        self._proxy: str | None = None
+        self.keeps_streams = True
         self.host = urlsplit(options.url).netloc
         self.who = f"the upstream {self.host}"
 
@@ -61,19 +68,19 @@ class Line:
         if self._session is not None:
             return
         options = self._options
-        host = urlsplit(options.url).hostname or ""
-        if options.reach is not None:  # what is an address already is not looked up
-            options.reach(host, host)
+        self._proxy = _proxy_to(options.url) if options.use_proxy else None
+        resolver = None
+        if options.reach is not None and self._proxy is None:  # where a proxy goes is for the proxy to decide
+            resolver = Resolver(options.reach, options.url)
+            resolver.check(URL(options.url).host or "")  # what is an address already is not looked up
         is_secure = options.url.startswith("https:")
         trusted = await asyncio.to_thread(_trusted, options.ca_file) if is_secure else True
-        resolver = None if options.reach is None else _Resolver(options.reach, host)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=trusted, resolver=resolver, keepalive_timeout=KEPT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={**_OWN_HEADERS, **options.headers},
             timeout=aiohttp.ClientTimeout(total=None, connect=options.connect_timeout_s, sock_read=options.timeout_s),
             trace_configs=[_reuse_traced()],
-            trust_env=options.use_proxy,
             max_line_size=HEAD_LINE_BYTES_MAX,
             max_field_size=HEAD_LINE_BYTES_MAX,
         )
@@ -148,26 +155,40 @@ class Line:
     async def _request(
         self, session: aiohttp.ClientSession, method: str, path: str, body: bytes | None, headers: dict[str, str]
     ) -> aiohttp.ClientResponse:
-        """Ask again when a connection that was kept turns out to have been closed meanwhile; each is tried once.
+        """Ask once more when a connection that was kept turns out to have been closed meanwhile.
 
         That shows at once: what breaks off later was being worked on, and is not sent twice.
         """
+        reused: list[bool] = []
+        began = time.monotonic()
+        try:
+            return await self._sent(session, method, path, body, headers, reused)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            self.keeps_streams = self.keeps_streams and not reused
+            if not reused or session.closed or time.monotonic() - began > STALE_WITHIN_S:
+                raise
+        return await self._sent(session, method, path, body, headers, reused)
+
+    async def _sent(
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: dict[str, str],
+        reused: list[bool],
+    ) -> aiohttp.ClientResponse:
+        """`reused` is no longer empty when it goes over a connection that was kept."""
         large = body is not None and len(body) > WRITTEN_AT_ONCE_MAX
-        while True:
-            reused: list[bool] = []
-            began = time.monotonic()
-            try:
-                return await session.request(
-                    method,
-                    self._url(path),
-                    data=io.BytesIO(body or b"") if large else body,
-                    headers=headers,
-                    allow_redirects=False,
-                    trace_request_ctx=reused,
-                )
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if not reused or time.monotonic() - began > STALE_WITHIN_S:
-                    raise
+        return await session.request(
+            method,
+            self._url(path),
+            data=io.BytesIO(body or b"") if large else body,
+            headers=headers,
+            allow_redirects=False,
+            proxy=self._proxy,
+            trace_request_ctx=reused,
+        )
 
     async def _refused(self, response: aiohttp.ClientResponse, secret: str) -> MocError:
         body, key = b"", self._options.key
@@ -204,25 +225,35 @@ class Line:
         return WorkerLost(said, sent=True)
 
 
-class _Resolver(AbstractResolver):
-    """The system's, which gives only addresses of `checked` that may be connected to; any of a proxy."""
+class Resolver(AbstractResolver):
+    """The system's, which gives only addresses that may be connected to for `url`, however its host is written."""
 
-    def __init__(self, reach: Reach, checked: str) -> None:
+    def __init__(self, reach: Reach, url: str) -> None:
         self._system = aiohttp.ThreadedResolver()
         self._reach = reach
-        self._checked = checked
+        self._host = urlsplit(url).hostname or ""
+        self._port = URL(url).port or 0
+
+    def check(self, address: str) -> None:
+        """Raise what `reach` does."""
+        self._reach(self._host, self._port, address)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         found = await self._system.resolve(host, port, family)
-        if host == self._checked:
-            for address in found:
-                self._reach(host, address["host"])
+        for address in found:
+            self.check(address["host"])
         return found
 
     async def close(self) -> None:
         await self._system.close()
+
+
+def _proxy_to(url: str) -> str | None:
+    """The proxy that the environment has for a URL; what else is there, such as `.netrc`, is not for upstreams."""
+    where = urlsplit(url)
+    return None if proxy_bypass(where.netloc) else getproxies().get(where.scheme)
 
 
 def _reuse_traced() -> aiohttp.TraceConfig:

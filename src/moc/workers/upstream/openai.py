@@ -27,8 +27,18 @@ STREAMED: frozenset[Kind] = frozenset({"chat", "completion"})
 FAULT_WITHIN = 32
 """Where in a chunk the word `error` would stand, if that is what the chunk is about."""
 
+
+class _Choice(msgspec.Struct):
+    finish_reason: Any = None
+
+
+class _Finish(msgspec.Struct):
+    choices: list[_Choice] = []
+
+
 _TRUE, _FALSE, _NULL = msgspec.Raw(b"true"), msgspec.Raw(b"false"), msgspec.Raw(b"null")
 _JSON = {"Content-Type": "application/json"}
+_finish_decoder = msgspec.json.Decoder(_Finish)
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -87,6 +97,14 @@ def sound(who: str, chunks: list[bytes]) -> tuple[list[bytes], MocError | None]:
         if b'"error"' in chunk[:FAULT_WITHIN] and (found := _fault_in(who, chunk)) is not None:
             return chunks[:place], found
     return chunks, None
+
+
+def finishes(chunk: bytes) -> bool:
+    """Whether a chunk says why a choice has come to its end."""
+    try:
+        return any(choice.finish_reason is not None for choice in _finish_decoder.decode(chunk).choices)
+    except (msgspec.DecodeError, RecursionError):
+        return False
 
 
 def _fault_in(who: str, document: bytes) -> MocError | None:

@@ -22,8 +22,9 @@ class Key(Protocol):
         ...
 
 
-Reach = Callable[[str, str], None]
-"""Called with a host and an address of it before a connection is made; raises a MocError for one that may not be."""
+Reach = Callable[[str, int, str], None]
+"""Called with a host, a port and an address of the host before a connection is made; raises a MocError for one that may
+not be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """One upstream, and the requests that go to it."""
 
 import contextlib
+from collections import deque
 from collections.abc import AsyncGenerator
 
 import aiohttp
@@ -10,13 +11,13 @@ from moc.kernel.errors import Internal, WorkerLost
 from moc.workers.upstream.dialect import dialect_of
 from moc.workers.upstream.events import Events
 from moc.workers.upstream.line import Call, Line
-from moc.workers.upstream.openai import DONE, sound
+from moc.workers.upstream.openai import DONE, finishes, sound
 from moc.workers.upstream.options import UpstreamOptions
 
 PROBE_TIMEOUT_S = 5.0
 EVENT_STREAM = "text/event-stream"
-FRAMED = ("Transfer-Encoding", "Content-Length")
-"""The headers of an answer whose end can be told from its being cut off."""
+LAST_CHUNKS = 4
+"""Among how many at the end of a stream one says that it is whole: after that come numbers, such as the usage."""
 
 DEADLINE = "x-moc-deadline-ms"
 DEADLINE_MAX_MS = 86_400_000
@@ -86,17 +87,24 @@ class Upstream:
                         return
 
     async def _bunches(self, response: aiohttp.ClientResponse) -> AsyncGenerator[list[bytes], None]:
-        """The data of the events of an answer, those that came together."""
+        """The data of the events of an answer, those that came together.
+
+        WorkerLost when it ends without having said so: a server that dies may still end the body as is proper.
+        """
         media = response.headers.get("Content-Type", "")
         if not media.lower().startswith(EVENT_STREAM):
             raise Internal(f"{self._line.who} was asked for a stream and answers {media[:100] or 'nothing'!r}")
         events = Events()
+        latest: deque[bytes] = deque(maxlen=LAST_CHUNKS)
         while block := await self._line.block(response):
-            yield events.feed(block)
+            bunch = events.feed(block)
+            latest += bunch
+            yield bunch
         last = events.end()
-        if DONE not in last and not any(name in response.headers for name in FRAMED):
-            raise WorkerLost(f"{self._line.who} closed the connection before its answer was whole", sent=True)
-        yield last
+        if DONE in last or any(map(finishes, last)):
+            yield last
+        elif last or not any(map(finishes, latest)):
+            raise WorkerLost(f"{self._line.who} ended its answer before that was whole", sent=True)
 
     async def _ask(self, request: Request, *, stream: bool) -> aiohttp.ClientResponse:
         call = self._dialect.call(request, stream=stream)
@@ -107,4 +115,6 @@ class Upstream:
                     call.headers[name] = value.decode("latin-1")
         if self.options.coordinator and (left_s := request.deadline.remaining_s()) is not None:
             call.headers[DEADLINE] = str(min(max(1, int(left_s * 1000)), DEADLINE_MAX_MS))
+        if stream and not self._line.keeps_streams:
+            call.headers["Connection"] = "close"
         return await self._line.post(call)

@@ -1,0 +1,28 @@
+"""A store that fails when the test wants it to."""
+
+import asyncio
+from collections.abc import Sequence
+
+from moc.kernel.errors import StoreUnavailable
+from moc.kernel.events import Event
+from moc.kernel.records import Op
+from moc.store.memory import MemoryStore
+
+
+class FullStore(MemoryStore):
+    """Commits nothing while it is `full`; what has an event of the kind `slow` sets `reached` and waits for `gate`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = False
+        self.slow = ""
+        self.reached = asyncio.Event()
+        self.gate = asyncio.Event()
+
+    async def commit(self, ops: Sequence[Op], events: Sequence[Event] = ()) -> int:
+        if any(event.kind == self.slow for event in events):
+            self.reached.set()
+            await self.gate.wait()
+        if self.full:
+            raise StoreUnavailable("the disk is full")
+        return await super().commit(ops, events)
