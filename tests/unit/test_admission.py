@@ -140,6 +140,21 @@ async def test_a_swap_is_billed_to_the_key_that_caused_it() -> None:
     await ended(of_a)
 
 
+async def test_who_comes_anew_does_not_go_before_others_for_what_they_had_before() -> None:
+    shares = Shares()
+    gate = full(shares=shares)
+    gate.leave(A, 10.0)
+    assert gate.try_enter(A)  # it has had ten seconds by now
+    of_b = [await queued(gate, B) for _ in range(2)]
+    of_a = await queued(gate, A)
+    gate.leave(A, 0.1)
+    await of_b[0]
+    gate.leave(B, 0.3)
+    await of_a
+    assert not of_b[1].done()
+    await ended(of_b[1])
+
+
 async def test_a_queue_that_is_full_refuses_and_says_when_to_ask_again() -> None:
     gate = full(max_queue=1)
     first = await queued(gate)

@@ -108,7 +108,7 @@ def add_model(
     given = {key: value for key, value in spec.items() if value is not None}
     with session.client() as client:
         model = client.models.add(name, runtime=runtime, source=_absolute(source), **given)
-    _tell(model, f"{model['reference']} is {model['state']}; load it with `moc models load {model['name']}`", as_json)
+    _tell(model, f"{model['reference']} is {model['state']}; `moc models load {model['name']}` loads it now", as_json)
 
 
 @app.command("pull")

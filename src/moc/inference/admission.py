@@ -86,6 +86,10 @@ class Gate:
         self._shares = shares
         self._pace = Pace()
         self._inside: dict[str, int] = {}
+        self._floor = 0.0
+        self._raised: dict[str, float] = {}
+        self._tags: dict[str, float] = {}
+        self._generation = shares.generation
         self._entered_at: list[float] = []
         self._lines: dict[str, Line] = {}
         self._entries: dict[Place, asyncio.Future[None]] = {}
@@ -111,6 +115,8 @@ class Gate:
         """Go in if a place is free and nobody waits for it."""
         if self._entries or len(self._entered_at) >= self.max_concurrent:
             return False
+        if caller.key not in self._inside:
+            self._arrive(caller.key)
         self._admit(caller.key)
         return True
 
@@ -156,11 +162,43 @@ class Gate:
         self.max_queue = max_queue
         self._let_in()
 
+    # who has had how much
+
+    def _had(self, key: str) -> float:
+        """What a key has had, as it counts here."""
+        return self._shares.used(key) + self._raised.get(key, 0.0)
+
+    def _arrive(self, key: str) -> None:
+        """A key comes that has nobody here: it counts as having had no less than those here had when they last went in.
+
+        Otherwise one that comes anew would go before all others until it has had as much as they ever had.
+        """
+        self._follow_shares()
+        used, is_alone = self._shares.used(key), not self._tags
+        self._floor = max(self._floor, used if is_alone else min(self._tags.values()))
+        if used < self._floor:
+            self._raised[key] = self._floor - used
+        self._tags[key] = max(used, self._floor)
+
+    def _departed(self, key: str) -> None:
+        """Somebody of a key is gone, perhaps the last."""
+        if key not in self._inside and key not in self._lines:
+            self._raised.pop(key, None)
+            self._tags.pop(key, None)
+
+    def _follow_shares(self) -> None:
+        """Begin anew when what is counted in is another unit."""
+        if self._generation != self._shares.generation:
+            self._generation, self._floor = self._shares.generation, 0.0
+            self._raised.clear()
+            self._tags = {key: self._shares.used(key) for key in self._tags}
+
     # inside
 
     def _admit(self, key: str) -> None:
         self._entered_at.append(time.monotonic())
         self._inside[key] = self._inside.get(key, 0) + 1
+        self._tags[key] = self._had(key)
 
     def _vacate(self, key: str, entered_at: float) -> None:
         """Somebody left who had come in at about that time: the next may come."""
@@ -170,6 +208,7 @@ class Gate:
             self._inside[key] = left
         else:
             del self._inside[key]
+            self._departed(key)
         self._let_in()
 
     def _let_in(self) -> None:
@@ -187,6 +226,8 @@ class Gate:
     def _stand(self, caller: Caller, terms: Terms) -> "tuple[Line, Place, asyncio.Future[None]]":
         line = self._lines.get(caller.key)
         if line is None:
+            if caller.key not in self._inside:
+                self._arrive(caller.key)
             line = self._lines[caller.key] = Line(caller.key, caller.weight)
         place = Place(terms.priority, next(self._numbers), terms.deadline.at)
         line.add(place)
@@ -206,6 +247,7 @@ class Gate:
             self._remove(line, place)
         elif not entry.cancelled() and entry.exception() is None:
             self._vacate(line.key, time.monotonic())
+        self._departed(line.key)
 
     def _make_room(self) -> None:
         """When too many wait, refuse who would be served last."""
@@ -225,9 +267,10 @@ class Gate:
     def _weigh(self) -> None:
         """Work out what each key in line has had, and is having."""
         request_units = max(self._pace.mean_s, _LEAST_S) * self._shares.units_per_s()
+        self._follow_shares()
         for line in self._lines.values():
             line.step = request_units / line.weight
-            line.burden = self._shares.used(line.key) + self._inside.get(line.key, 0) * line.step
+            line.burden = self._had(line.key) + self._inside.get(line.key, 0) * line.step
 
     # how long it will take
 

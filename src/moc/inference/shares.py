@@ -15,13 +15,14 @@ class Shares:
     """Seconds of service by key, divided by the key's weight; half of them are forgotten every `half_life_s`.
 
     They are kept in a unit that shrinks as time passes: what was billed decays without being touched, and two keys
-    compare without knowing the time.
+    compare without knowing the time. Now and then, in another `generation`, it is another unit.
     """
 
     def __init__(self, *, half_life_s: float = HALF_LIFE_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._half_life_s = half_life_s
         self._clock = clock
         self._epoch = clock()
+        self.generation = 0
         self._used: dict[str, float] = {}
 
     def bill(self, caller: Caller, seconds: float) -> None:
@@ -40,6 +41,7 @@ class Shares:
         if half_lives <= _REBASE_HALF_LIVES:
             return float(2.0**half_lives)
         self._epoch = now
+        self.generation += 1
         faded = 2.0**-half_lives
         self._used = {key: used * faded for key, used in self._used.items() if used * faded > _FORGOTTEN_S}
         return 1.0
