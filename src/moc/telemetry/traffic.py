@@ -7,35 +7,40 @@ class TrafficCounters:
     """Retries, fallbacks, hedges, copies for shadows, and circuits."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._retries = Counter(
+        def counter(name: str, meaning: str, *labels: str) -> Counter:
+            return Counter(name, meaning, labels, registry=registry)
+
+        self._retries = counter(
             "modelops_retries_total",
             "Requests sent to the same model again, by the error before.",
-            ["model", "code"],
-            registry=registry,
+            "model",
+            "code",
         )
-        self._fallbacks = Counter(
+        self._fallbacks = counter(
             "modelops_fallbacks_total",
             "Requests passed on to an alias's next target, by the target that failed and its error.",
-            ["alias", "model", "code"],
-            registry=registry,
+            "alias",
+            "model",
+            "code",
         )
-        self._hedges = Counter(
+        self._hedges = counter(
             "modelops_hedges_total",
             "Requests also sent to an alias's next target because the model took long.",
-            ["alias", "model"],
-            registry=registry,
+            "alias",
+            "model",
         )
-        self._shadows = Counter(
+        self._shadows = counter(
             "modelops_shadow_requests_total",
             "Copies of requests that ended; code `dropped` = not sent at all.",
-            ["alias", "model", "code"],
-            registry=registry,
+            "alias",
+            "model",
+            "code",
         )
-        self._circuits = Counter(
+        self._circuits = counter(
             "modelops_circuit_changes_total",
             "Times the circuit of one of a model's workers became open, half_open or closed.",
-            ["model", "circuit"],
-            registry=registry,
+            "model",
+            "circuit",
         )
 
     def retried(self, reference: str, code: str) -> None:
