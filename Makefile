@@ -20,7 +20,7 @@ serve: install ## install, then serve the starter model; prints the URL, the key
 	@$(BIN)/moc serve --starter
 
 .venv/.installed: pyproject.toml constraints.txt tools/environment.py
-	@$(PYTHON) tools/environment.py .venv -c constraints.txt -e '.[llama,onnx,hub,transformers]' --group dev
+	@$(PYTHON) tools/environment.py .venv -c constraints.txt -e '.[llama,onnx,hub,transformers,learning]' --group dev
 	@touch $@
 
 ##@ Develop

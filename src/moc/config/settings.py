@@ -144,6 +144,29 @@ class Resilience(_Section):
     """How many requests may be sent a second time, in percent of those that went well."""
 
 
+class LearningSection(_Section):
+    """Jobs that train, evaluate and tune."""
+
+    max_parallel_jobs: int = Field(default=2, ge=1, le=64)
+    """How many run at once; those of the type `tune`, whose trials are jobs themselves, do not count."""
+    enable_auto_tune: bool = True
+    """Whether jobs of the type `tune` may be submitted."""
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    """How often in a row the process of a job may vanish without a step forward before the job fails."""
+    grace_s: float = Field(default=30.0, ge=1, le=3600)
+    """How long a job may take to save a checkpoint and end when it is paused or its memory is needed."""
+    min_runtime_s: float = Field(default=20.0, ge=0, le=86_400)
+    """How long a job runs, once it has memory, before that is taken back for serving."""
+    checkpoints_kept: int = Field(default=2, ge=1, le=100)
+    """How many checkpoints of a job are kept, the newest ones."""
+    disk_quota: str = "20GiB"
+    """How much all files and jobs together may take on the disk."""
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    """Processor threads of a training; without it half the cores."""
+    max_serving_p95_ratio: float = Field(default=1.5, ge=1, le=100)
+    """How much longer requests may take while jobs run, at the 95th percentile, before jobs are slowed down."""
+
+
 class Telemetry(_Section):
     """What the coordinator says of itself."""
 
@@ -180,6 +203,7 @@ class Settings(BaseSettings):
     resources: Resources = Resources()
     devices: str | list[Any] = "auto"
     resilience: Resilience = Resilience()
+    learning: LearningSection = LearningSection()
     security: Security = Security()
     telemetry: Telemetry = Telemetry()
     workers: WorkersSection = WorkersSection()

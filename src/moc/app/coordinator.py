@@ -1,4 +1,4 @@
-"""The composition root: the one place where the parts are made and joined."""
+"""A coordinator: its parts made and joined, started and stopped."""
 
 import asyncio
 import contextlib
@@ -6,12 +6,13 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
 from moc import __version__
+from moc.app import parts
 from moc.cluster.holder import Holder
 from moc.cluster.seat import SeatKeeper
 from moc.config import Config
@@ -19,20 +20,14 @@ from moc.config.history import History
 from moc.config.inventory import Inventory
 from moc.config.reconfiguration import Reconfiguration
 from moc.gpu.broker import Broker
-from moc.gpu.device import Device
 from moc.gpu.eviction import Order, Policy
 from moc.gpu.leases import Leases
 from moc.gpu.monitor import DeviceMonitor
-from moc.gpu.ports import DeviceSource
 from moc.gpu.pressure import Pressure
-from moc.hardware.declared import DeclaredDevices
-from moc.hardware.host import HOST, HostMemory
-from moc.hardware.nvml import NvmlDevices
-from moc.hardware.selected import SelectedDevices
+from moc.hardware.host import HOST
 from moc.inference.gateway import Gateway
 from moc.inference.observed import Observed
 from moc.inference.shares import Shares
-from moc.inference.station import TrafficLimits
 from moc.kernel.clock import SystemClock
 from moc.kernel.component import Stack
 from moc.kernel.errors import MocError
@@ -42,9 +37,6 @@ from moc.models.footprints import Footprints
 from moc.models.manager import ModelManager
 from moc.models.rollouts import Rollouts
 from moc.models.slot import Limits
-from moc.models.sources import ArtifactSources, Bounds, address_of, place
-from moc.resilience.breaker import BreakerLimits
-from moc.resilience.bulkhead import Bulkhead
 from moc.security.audit import AuditLog
 from moc.security.authenticator import Authenticator
 from moc.security.keyring import KeyRing
@@ -71,17 +63,10 @@ from moc.telemetry import logs
 from moc.telemetry.metrics import Metrics
 from moc.transports.grpc.server import GrpcServer
 from moc.transports.rest.server import RestServer
-from moc.transports.zmq.server import ZmqServer
-from moc.workers.fleet import Fleet
-from moc.workers.heartbeat import Patience
-from moc.workers.local import LocalWorkers
-from moc.workers.remote import RemoteWorkers
 
 log = structlog.get_logger(__name__)
 
 ENDPOINTS_FILE = "endpoints.json"
-SECRETS_FOLDER = "secrets"
-SOURCE_LIMIT_BYTES = 1024**4
 _STANDARD_ERROR = 2
 
 
@@ -104,10 +89,10 @@ class Coordinator:
             for name in (f"host/{host}", "cluster")
         ]
         seat = self.seats[0]
-        self.sources = _artifact_sources(config)
-        self.workers = _workers(config, self.store, seat, self.sources)
+        self.sources = parts.artifact_sources(config)
+        self.workers = parts.workers(config, self.store, seat, self.sources)
         self.devices = DeviceMonitor(
-            _device_sources(config, self._charged_pids),
+            parts.device_sources(config, self._charged_pids),
             store=self.store,
             seat=seat,
             clock=clock,
@@ -150,7 +135,7 @@ class Coordinator:
             sources=self.sources,
             footprints=self.footprints,
             memory=self.tenancy,
-            limits=Limits(breaker=_breaker_limits(self.config), bulkhead=_bulkhead(self.config)),
+            limits=Limits(breaker=parts.breaker_limits(self.config), bulkhead=parts.bulkhead(self.config)),
             on_loaded=self.metrics.model_loaded,
             warm=self.health.warm,
         )
@@ -188,7 +173,7 @@ class Coordinator:
             observed=self.observed,
             meter=Meters(self.tally, self.observed, self.metrics),
             watcher=self.traffic,
-            limits=_traffic_limits(self.config),
+            limits=parts.traffic_limits(self.config),
             clock=clock,
         )
         self.rollouts = Rollouts(
@@ -230,7 +215,7 @@ class Coordinator:
             body_limit_bytes=settings.body_limit_bytes,
             tls=self.config.tls,
         )
-        self.zmq = _zmq(self.config, services)
+        self.zmq = parts.zmq(self.config, services)
         self.replica.listeners.update(
             rest=lambda: self.rest.listening, grpc=lambda: self.grpc.listening, zmq=lambda: self.zmq.listening
         )
@@ -342,12 +327,12 @@ class Coordinator:
         self.config = config
         resources, security = config.settings.resources, config.settings.security
         logs.set_level(config.settings.telemetry.log_level)
-        self.gateway.adjust(_traffic_limits(config))
-        self.manager.adjust(breaker=_breaker_limits(config), bulkhead=_bulkhead(config))
+        self.gateway.adjust(parts.traffic_limits(config))
+        self.manager.adjust(breaker=parts.breaker_limits(config), bulkhead=parts.bulkhead(config))
         self.devices.adjust(poll_interval_s=resources.gpu_poll_interval_s)
         self.pressure.adjust(interval_s=resources.gpu_poll_interval_s, threshold_pct=resources.eviction_threshold_pct)
         self.broker.adjust(soft_limit_pct=resources.soft_limit_pct, policy=Policy(order=Order(resources.eviction)))
-        self.sources.adjust(bounds=_bounds(config, vouched))
+        self.sources.adjust(bounds=parts.bounds(config, vouched))
         self.authenticator.adjust(
             require_key=security.require_key, failed_logins_per_min=security.failed_logins_per_min
         )
@@ -380,92 +365,3 @@ class Coordinator:
         aside = path.with_suffix(".new")
         aside.write_text(json.dumps({**self._urls(), "pid": os.getpid()}))
         aside.replace(path)
-
-
-def _workers(config: Config, store: SqliteStore, seat: SeatKeeper, sources: ArtifactSources) -> Fleet:
-    settings, host = config.settings.workers, socket.gethostname()
-    local = LocalWorkers(
-        store=store,
-        seat=seat,
-        host=host,
-        run_dir=config.data_dir / "run",
-        orphan_grace_s=settings.orphan_grace_s,
-        stop_grace_s=settings.stop_grace_s,
-        clock=SystemClock(),
-        patience=Patience(unresponsive_after_s=settings.unresponsive_after_s, hung_after_s=settings.hung_after_s),
-    )
-    remote = RemoteWorkers(
-        store=store,
-        seat=seat,
-        host=host,
-        clock=SystemClock(),
-        secrets=config.data_dir / SECRETS_FOLDER,
-        reach=sources.check_address,
-    )
-    return Fleet(local=local, remote=remote)
-
-
-def _zmq(config: Config, services: Services) -> ZmqServer:
-    settings = config.settings.server
-    return ZmqServer(
-        services,
-        host=settings.host,
-        port=settings.zmq_port,
-        events_port=settings.events_port,
-        curve_folder=config.curve_folder,
-        body_limit_bytes=settings.body_limit_bytes,
-    )
-
-
-def _traffic_limits(config: Config) -> TrafficLimits:
-    resilience = config.settings.resilience
-    return TrafficLimits(
-        breaker=_breaker_limits(config), bulkhead=_bulkhead(config), retry_budget_pct=resilience.retry_budget_pct
-    )
-
-
-def _bulkhead(config: Config) -> Bulkhead:
-    bulkhead = config.settings.resilience.bulkhead
-    return Bulkhead(max_concurrent=bulkhead.max_concurrent, max_queue=bulkhead.max_queue)
-
-
-def _breaker_limits(config: Config) -> BreakerLimits:
-    breaker = config.settings.resilience.circuit_breaker
-    return BreakerLimits(failure_threshold=breaker.failure_threshold, reset_timeout_s=breaker.reset_timeout_s)
-
-
-def _bounds(config: Config, vouched: Config) -> Bounds:
-    """What may be named over the API; where the file has a model from is as good as allowed."""
-    security = config.settings.security
-    named = (address_of(spec.source) for spec in vouched.models.values())
-    return Bounds(
-        roots=[config.path(root) for root in security.allowed_model_roots],
-        python_roots=[config.path(root) for root in security.trusted_python_roots],
-        commands=frozenset(security.trusted_commands),
-        hosts=frozenset((*security.allowed_model_hosts, *(place(host, port) for host, port in named if host))),
-        secrets=config.data_dir / SECRETS_FOLDER,
-    )
-
-
-def _artifact_sources(config: Config) -> ArtifactSources:
-    return ArtifactSources(
-        config.data_dir / "blobs",
-        bounds=_bounds(config, config),
-        base_dir=config.origin.base,
-        size_limit_bytes=SOURCE_LIMIT_BYTES,
-    )
-
-
-def _device_sources(config: Config, pids: Callable[[], Iterable[int]]) -> list[DeviceSource]:
-    """All that reads devices: everything there is, or what the configuration chose."""
-    found: tuple[DeviceSource, ...] = (NvmlDevices(), HostMemory(pids))
-    if config.devices is None:
-        return [*found]
-    limits = {choice.id: choice.memory_bytes for choice in config.devices}
-    kinds = {choice.kind for choice in config.devices}
-    declared = [
-        Device(id=choice.id, kind=choice.kind, name="declared", capacity_bytes=choice.memory_bytes or 0)
-        for choice in config.devices
-        if choice.kind == DeclaredDevices.kind
-    ]
-    return [*(SelectedDevices(source, limits) for source in found if source.kind in kinds), DeclaredDevices(declared)]
