@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from moc.gpu.eviction import GIB, History, Plan, Policy, Tenant, plan
+from moc.gpu.eviction import GIB, History, Policy, Tenant, plan
 from moc.gpu.ledger import Account, Charge, Demand, Ledger
+from moc.gpu.plan import Plan
 
 DAY_S = 86_400.0
 MODELS = 40

@@ -140,6 +140,7 @@ async def leases_of(folder: Path) -> AsyncIterator[Leases]:
         store=store,
         soft_limit_pct=100,
         policy=Policy(),
+        clock=clock,
         on_evicted=print,
     )
     leases = Leases(

@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 
-from moc.gpu.eviction import EVICTIONS_MAX, Eviction, History, Plan, Policy, Refusal, Tenant, plan
+from moc.gpu.eviction import EVICTIONS_MAX, Eviction, History, Policy, Tenant, plan
 from moc.gpu.ledger import Account, Charge, Demand, Ledger
+from moc.gpu.plan import Plan, Refusal
 from moc.kernel.clock import SystemClock
 from moc.models.catalogue import Catalogue
 from moc.models.footprints import Footprints

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from moc.gpu.broker import Broker, Grant
-from moc.gpu.eviction import Order, Plan, Policy, Refusal, Tenant
+from moc.gpu.eviction import Order, Policy, Tenant
 from moc.gpu.ledger import Charge, Demand
 from moc.gpu.monitor import DeviceMonitor
+from moc.gpu.plan import Plan, Refusal
 from moc.gpu.pressure import Pressure
 from moc.kernel.clock import SystemClock
 from moc.kernel.errors import NoCapacity
@@ -65,6 +66,7 @@ class Host:
             store=self.store,
             soft_limit_pct=90,
             policy=Policy(min_residency_s=0, drain_after_s=DRAIN_AFTER_S),
+            clock=SystemClock(),
             on_evicted=self.counted.append,
         )
         self.models.broker = self.broker

@@ -14,17 +14,14 @@ from moc.gpu.eviction import (
     EVICTIONS_MAX,
     GIB,
     Eviction,
-    Guard,
     History,
     Order,
-    Plan,
     Policy,
-    Reason,
-    Refusal,
     Tenant,
     plan,
 )
 from moc.gpu.ledger import Account, Charge, Demand, Ledger
+from moc.gpu.plan import Guard, Plan, Reason, Refusal
 
 NOW = 1000.0
 AT_ONCE = Policy(min_residency_s=0)

@@ -64,6 +64,7 @@ class Host:
             store=self.store,
             soft_limit_pct=100,
             policy=Policy(),
+            clock=self.clock,
             on_evicted=lambda _: None,
         )
         self.leases = Leases(

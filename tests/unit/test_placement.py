@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moc.gpu.broker import Broker, Grant
-from moc.gpu.eviction import Policy, Reason, Tenant
+from moc.gpu.eviction import Policy, Tenant
 from moc.gpu.ledger import Charge, Demand
 from moc.gpu.monitor import GIVEN_UP_S, DeviceMonitor
+from moc.gpu.plan import Reason
 from moc.gpu.pressure import Pressure
+from moc.kernel.clock import SystemClock
 from moc.kernel.errors import NoCapacity
 from moc.resilience.deadline import NEVER, Deadline
 from moc.store.memory import MemoryStore
@@ -70,6 +72,7 @@ class Host:
             store=self.store,
             soft_limit_pct=100,
             policy=Policy(min_residency_s=0),
+            clock=SystemClock(),
             on_evicted=lambda _: None,
         )
         self.models.broker = self.broker

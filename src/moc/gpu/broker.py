@@ -6,19 +6,21 @@ unmanaged, so it is never given away twice.
 
 import asyncio
 import contextlib
-import time
+import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
 from moc.gpu.device import DeviceStatus, unmanaged_bytes
-from moc.gpu.eviction import History, Plan, Policy, Reason, Refusal, Victim, plan
+from moc.gpu.eviction import History, Policy, plan
 from moc.gpu.ledger import Account, Charge, Demand, Ledger, Placement, fit
 from moc.gpu.monitor import DeviceMonitor
-from moc.gpu.ports import Tenants
+from moc.gpu.plan import JobLease, Plan, Reason, Refusal, Victim
+from moc.gpu.ports import Tenants, Yielding
+from moc.kernel.clock import Clock
 from moc.kernel.errors import NoCapacity
 from moc.kernel.events import Event
 from moc.kernel.records import Store
@@ -70,6 +72,7 @@ class Broker:
         store: Store,
         soft_limit_pct: float,
         policy: Policy,
+        clock: Clock,
         on_evicted: Callable[[str], None],
     ) -> None:
         self._monitor = monitor
@@ -78,12 +81,18 @@ class Broker:
         self._store = store
         self._soft_limit_pct = soft_limit_pct
         self._policy = policy
+        self._clock = clock
         self._charges: dict[str, dict[str, Charge]] = {}
         self._charged_bytes: Counter[str] = Counter()
         self._history = History()
         self._deciding = asyncio.Lock()
         self._freed = asyncio.Event()
         self._on_evicted = on_evicted
+        self._yielding: Yielding | None = None
+
+    def join(self, yielding: Yielding) -> None:
+        """Have leases give way to models from now on."""
+        self._yielding = yielding
 
     def adjust(self, *, soft_limit_pct: float, policy: Policy) -> None:
         """Give away so much, and evict so, from the next decision on; what is charged stays charged."""
@@ -140,6 +149,17 @@ class Broker:
         """What `reserve` would do now; changes nothing."""
         return self._plan(demand, self.ledger().without([demand.holder]))
 
+    def foresee(self, demand: Demand) -> tuple[Plan | Refusal, Sequence[JobLease]]:
+        """What `reserve` would do for a model in the end, and the leases that would end for it; changes nothing."""
+        outcome = self.explain(demand)
+        if isinstance(outcome, Plan) or self._yielding is None:
+            return outcome, ()
+        leases = self._yielding.foresee(demand, outcome)
+        if leases:
+            gone = [demand.holder, *(lease.holder for lease in leases)]
+            outcome = self._plan(demand, self.ledger().without(gone))
+        return outcome, leases
+
     # what holders ask
 
     def charge(self, demand: Demand) -> Grant | Plan | Refusal:
@@ -157,19 +177,30 @@ class Broker:
             return self.explain(demand)
         return self._put(demand, placements, ())
 
-    async def reserve(self, demand: Demand, deadline: Deadline, *, tell: bool = True) -> Grant:
+    async def reserve(self, demand: Demand, deadline: Deadline) -> Grant:
         """Charge the demand, evicting whom that takes; NoCapacity when it does not fit by the deadline.
 
-        Its holder gives it back with `release`, whatever becomes of it. Who was evicted in vain is named in
-        the error's details, as `evicted`. Without `tell` the charge itself is the caller's to tell of.
+        Where models leave too little, and there is time, leases of jobs end for it. Its holder gives it back with
+        `release`, whatever becomes of it. Who was evicted in vain is named in the error's details, as `evicted`.
         """
+        try:
+            return await self._reserve(demand, deadline, tell=True)
+        finally:
+            if self._yielding is not None:
+                self._yielding.forget(demand.holder)
+
+    async def reserve_now(self, demand: Demand) -> Grant:
+        """The same for a lease: at once or not at all, and its caller tells of the charge."""
+        return await self._reserve(demand, Deadline.after(0), tell=False)
+
+    async def _reserve(self, demand: Demand, deadline: Deadline, *, tell: bool) -> Grant:
         evicted: list[str] = []
-        asked_at = time.monotonic()
+        asked_at = self._clock.monotonic()
         while True:
             await self._monitor.refresh()
             async with self._deciding:
                 self._freed.clear()
-                demand = replace(demand, waited_s=time.monotonic() - asked_at)
+                demand = replace(demand, waited_s=self._clock.monotonic() - asked_at)
                 outcome = self.explain(demand)
                 if isinstance(outcome, Plan) and outcome.victims:
                     evicted += await self._evict(outcome)
@@ -180,6 +211,8 @@ class Broker:
                         charges = self._charges[demand.holder]
                         await self._store.commit([], [_charged(charges[at.device], at) for at in grant.placements])
                     return grant
+                if isinstance(outcome, Refusal):
+                    await self._make_way(demand, outcome, deadline)
             if isinstance(outcome, Refusal):
                 await self._wait_or_refuse(demand, outcome, deadline, evicted)
 
@@ -228,7 +261,7 @@ class Broker:
                 self._tenants.lose(tenant.holder, because=f"its device {tenant.device} is lost{problem}")
 
     def _plan(self, demand: Demand, ledger: Ledger) -> Plan | Refusal:
-        tenants, now = self._tenants.tenants(), time.monotonic()
+        tenants, now = self._tenants.tenants(), self._clock.monotonic()
         return plan(demand, ledger, tenants, policy=self._policy, now=now, history=self._history)
 
     def _put(self, demand: Demand, placements: tuple[Placement, ...], evicted: tuple[str, ...]) -> Grant:
@@ -251,6 +284,11 @@ class Broker:
             self._on_evicted(victim.reason)
         await self._monitor.refresh()
         return [victim.holder for victim in outcome.victims]
+
+    async def _make_way(self, demand: Demand, refusal: Refusal, deadline: Deadline) -> None:
+        left_s = deadline.remaining_s()
+        if self._yielding is not None and (left_s is None or left_s > 0):
+            await self._yielding.to_model(demand, refusal, math.inf if left_s is None else left_s)
 
     async def _wait_or_refuse(self, demand: Demand, refusal: Refusal, deadline: Deadline, evicted: list[str]) -> None:
         left_s = deadline.remaining_s()

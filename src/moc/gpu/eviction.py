@@ -4,8 +4,9 @@
 
 Nobody is unloaded who is pinned; who is more urgent than the demand; who has requests in flight, unless the
 demand is more urgent or has waited long, and then only after they have ended; who has not stayed the minimum
-residency; and, for as long as its loading took, the one for whom the one who asks was itself unloaded. Of the
-rest idle ones go before busy ones, less urgent before more urgent, and then those of least worth:
+residency; for as long as its loading took, the one for whom the one who asks was itself unloaded; and an equal that
+was used of late, if the demand spares those. Of the rest idle ones go before busy ones, less urgent before more
+urgent, and then those of least worth:
 
     worth = log2(1 + min(uses, 8)) * seconds to load again / GiB / (1 + idle seconds) ** 0.6
 
@@ -17,14 +18,15 @@ morning would take as many evictions to grow old. So idle time ages, and uses co
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import accumulate
 from math import inf, log2, pow
 from typing import NamedTuple
 
 from moc.gpu.ledger import Demand, Ledger, Placement, fit
+from moc.gpu.plan import Guard, Obstacle, Plan, Reason, Refusal, Victim
 from moc.kernel.units import Bytes
 
 GIB = 2**30
@@ -40,31 +42,6 @@ class Order(StrEnum):
 
     COST = "cost"
     LRU = "lru"
-
-
-class Guard(StrEnum):
-    """What keeps a tenant where it is."""
-
-    PINNED = "pinned"
-    PRIORITY = "priority"
-    IN_FLIGHT = "in_flight"
-    RESIDENCY = "residency"
-    SWAP_BACK = "swap_back"
-
-
-class Reason(StrEnum):
-    """Why a demand does not fit, the most promising first.
-
-    `residency`: it will when models have stayed their time; `in_flight`: when requests have ended; `held`: by
-    what is pinned, more urgent, leased, loading or unmanaged; `too_large`: not even on an empty device;
-    `no_device`: too few that it accepts are online.
-    """
-
-    RESIDENCY = "residency"
-    IN_FLIGHT = "in_flight"
-    HELD = "held"
-    TOO_LARGE = "too_large"
-    NO_DEVICE = "no_device"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +98,7 @@ class History:
 
     evictions: tuple[Eviction, ...] = ()
 
-    def after(self, plan: "Plan") -> "History":
+    def after(self, plan: Plan) -> "History":
         """The history once a plan's victims are unloaded; the last EVICTIONS_MAX are kept."""
         new = (Eviction(holder=victim.holder, successor=plan.holder) for victim in plan.victims)
         return History((*self.evictions, *new)[-EVICTIONS_MAX:])
@@ -129,80 +106,6 @@ class History:
     def displaced_by(self, holder: str) -> str:
         """For whom a holder was evicted last; empty when it was not."""
         return next((each.successor for each in reversed(self.evictions) if each.holder == holder), "")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Victim:
-    """Who has to leave. `bytes` is what that gives back; of equally urgent ones the lowest `score` goes first.
-
-    One that leaves more than one device is told once, `device` being the first.
-
-    `reason` is `capacity`, `priority` (less urgent than the demand) or `group` (may not be loaded beside it);
-    `because` says it in numbers. `after_drain`: requests are in flight, and must end first.
-    """
-
-    holder: str
-    device: str
-    bytes: int
-    reason: str
-    because: str
-    score: float
-    after_drain: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """Where the demand of `holder` goes, one placement for each of its shards, and who leaves for it."""
-
-    holder: str
-    placements: tuple[Placement, ...]
-    victims: tuple[Victim, ...]
-
-    @property
-    def device(self) -> str:
-        """The device; of several the first."""
-        return self.placements[0].device
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Obstacle:
-    """Why a demand does not fit on one device: what is free, what eviction could give, and what guards the rest.
-
-    What is neither is leased, loading or unmanaged.
-    """
-
-    device: str
-    reason: Reason
-    limit_bytes: int
-    unmanaged_bytes: int
-    free_bytes: int
-    evictable_bytes: int
-    guarded_bytes: Mapping[Guard, int] = field(default_factory=dict)
-    retry_after_s: float | None = None
-
-    def __str__(self) -> str:
-        guards = [f"{Bytes(held)} {guard.replace('_', ' ')}" for guard, held in self.guarded_bytes.items()]
-        shares = [
-            f"{Bytes(max(self.free_bytes, 0))} free",
-            f"{Bytes(self.evictable_bytes)} evictable",
-            *guards,
-            f"{Bytes(self.unmanaged_bytes)} unmanaged",
-        ]
-        return f"{self.device} of {Bytes(self.limit_bytes)}: {', '.join(shares)}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Why the demand of `holder` fits nowhere: in words and numbers, and device by device.
-
-    `retry_after_s` is when it will fit if nothing else happens; None when that takes more than time.
-    """
-
-    holder: str
-    reason: Reason
-    message: str
-    obstacles: tuple[Obstacle, ...] = ()
-    retry_after_s: float | None = None
 
 
 def plan(
@@ -301,6 +204,10 @@ class _Scene:
         if tenant.holder == displaced_by and self.policy.swap_back_reloads * tenant.reload_s > stay_s:
             guard, stay_s = Guard.SWAP_BACK, self.policy.swap_back_reloads * tenant.reload_s
         until = tenant.loaded_at + stay_s
+        used_at = self.now if tenant.in_flight else max(tenant.last_used_at, tenant.loaded_at)
+        spared_until = used_at + self.demand.spares_used_s
+        if tenant.priority == self.demand.priority and self.demand.spares_used_s and spared_until > until:
+            guard, until = Guard.RECENT, spared_until
         return (guard if self.now < until else None), until
 
     def rank(self, stay: _Stay) -> tuple[bool, int, float, float, str]:
@@ -428,7 +335,8 @@ class _Scene:
         obstacles = [self.explain(mate.tenant.device, [mate], mate.gives, Reason.HELD) for mate in mates]
         refusal = self.refuse(obstacles, missing=len(obstacles))
         held = "; ".join(map(str, obstacles))
-        return replace(refusal, message=f"{self.beside(_by_holder(mates))}, which may not be unloaded now; {held}")
+        message = f"{self.beside(_by_holder(mates))}, which may not be unloaded now; {held}"
+        return replace(refusal, message=message, missing=0)
 
     def asks(self) -> str:
         """What the demand wants, in words."""
@@ -473,6 +381,7 @@ class _Scene:
             reason=last.reason,
             message=f"{self.asks()}{_ADVICE[last.reason]}; {'; '.join(map(str, obstacles))}",
             obstacles=tuple(obstacles),
+            missing=missing,
             retry_after_s=last.retry_after_s,
         )
 

@@ -65,7 +65,8 @@ class LeaseTerms:
     """What somebody wants: `bytes` on one device of `devices` (`auto`, a kind or an id).
 
     `priority` is 1 (highest) to 10. The lease ends `ttl_s` after it was last renewed. It is not preempted in its
-    first `min_runtime_s`, and has `grace_s` to end once it is.
+    first `min_runtime_s`, and has `grace_s` to end once it is. One for a learning job, whose id is `job`, gives way to
+    models that are loaded for requests, and takes no room from equals that were used of late.
     """
 
     bytes: int
@@ -74,6 +75,7 @@ class LeaseTerms:
     ttl_s: float = 60.0
     min_runtime_s: float = 0.0
     grace_s: float = 10.0
+    job: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

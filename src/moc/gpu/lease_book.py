@@ -28,8 +28,8 @@ _COUNTER = "count"
 class Held:
     """A lease that has memory, with what only this run of the coordinator knows; times are monotonic.
 
-    `tree` are the processes that use it, as last seen; `preemptor` is the lease that it ends for. Whoever changes
-    its state has `moving`.
+    `tree` are the processes that use it, as last seen; `successor` is the holder of charges that it ends for. Whoever
+    changes its state has `moving`.
     """
 
     lease: Lease
@@ -38,7 +38,7 @@ class Held:
     admitted_at: float
     tree: frozenset[Holder] = frozenset()
     evict_at: float | None = None
-    preemptor: str = ""
+    successor: str = ""
     moving: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property

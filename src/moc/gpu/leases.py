@@ -4,20 +4,19 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import structlog
 
 from moc.gpu.broker import Broker, Grant
-from moc.gpu.eviction import Plan, Reason, Refusal
+from moc.gpu.handover import SYSTEM, Handover
 from moc.gpu.lease import ENDED, HOLDING, Lease, LeaseState, LeaseTerms, Standing, Token
 from moc.gpu.lease_book import Admission, Held, LeaseBook
 from moc.gpu.ledger import Charge, Demand, Ledger
 from moc.gpu.monitor import DeviceMonitor
 from moc.gpu.occupant import occupant, survivors
 from moc.gpu.outlook import Outlook
+from moc.gpu.plan import Plan, Reason, Refusal
 from moc.gpu.ports import HostSeat
-from moc.gpu.preemption import Preemptible, preempt
 from moc.gpu.queue import Waiter, WaitQueue
 from moc.kernel.clock import Clock
 from moc.kernel.errors import Conflict, DeadlineExceeded, MocError, NoCapacity, NotFound, Unavailable
@@ -39,7 +38,6 @@ Only what nobody declared can have grown meanwhile, as it can the moment after; 
 """
 
 WAITERS_MAX = 10_000
-SYSTEM = "system"
 
 
 class Leases:
@@ -73,6 +71,7 @@ class Leases:
         self._abandoned: list[str] = []
         self._held: dict[str, Held] = {}
         self._outlook = Outlook(self._queue, self._held, clock)
+        self.handover = Handover(book=self._book, broker=broker, held=self._held, clock=clock)
         self._looking = asyncio.Lock()
         self._woken = asyncio.Event()
         self._open = False
@@ -227,12 +226,11 @@ class Leases:
 
     def _leave(self, waiter: Waiter, *, served: bool) -> None:
         """It waits no longer: what was set aside for it is free, and what it was granted unseen is given back."""
-        lease_id = waiter.lease.id
-        if self._queue.remove(waiter) and waiter.reserved_bytes:
-            self._broker.release(f"lease:{lease_id}")
+        if self._queue.remove(waiter) and self.handover.forget(waiter.holder):
+            self._broker.release(waiter.holder)
         if not served:
-            if lease_id in self._held:
-                self._abandoned.append(lease_id)
+            if waiter.lease.id in self._held:
+                self._abandoned.append(waiter.lease.id)
             self._woken.set()
 
     def _own(self, lease_id: str, token: Token) -> Held | None:
@@ -354,19 +352,14 @@ class Leases:
             self._give_on(held, charge)
 
     def _give_on(self, held: Held, charge: Charge) -> None:
-        """Its bytes are free, or the preemptor's that waits for them."""
+        """Its bytes are free, or the successor's that waits for them."""
         self._broker.release(charge.holder)
         self._held.pop(held.lease.id, None)
         self._book.ended[held.lease.id] = held.lease
-        waiter = self._queue.find(held.preemptor)
+        self.handover.pass_on(held)
+        waiter = self._queue.find(held.successor.removeprefix("lease:"))
         if waiter is not None:
-            terms = waiter.lease.terms
             waiter.found_bytes.clear()
-            waiter.reserved_bytes = min(terms.bytes, waiter.reserved_bytes + charge.bytes)
-            reserved = replace(
-                charge, holder=f"lease:{waiter.lease.id}", bytes=waiter.reserved_bytes, priority=terms.priority
-            )
-            self._broker.adopt(reserved)
         self._woken.set()
 
     # granting
@@ -425,6 +418,7 @@ class Leases:
                 await self._admit(granted)  # models end first, which may take long
                 outcome = await self._reserve(waiter, demand)
             if isinstance(outcome, Grant):
+                self.handover.forget(waiter.holder)
                 granted.append((waiter, outcome))
                 return True
             if isinstance(outcome, Refusal):
@@ -440,7 +434,7 @@ class Leases:
     async def _reserve(self, waiter: Waiter, demand: Demand) -> Grant | None:
         """What was charged once models were unloaded for it, None when somebody else was faster."""
         try:
-            return await self._broker.reserve(demand, Deadline.after(0), tell=False)
+            return await self._broker.reserve_now(demand)
         except NoCapacity as error:
             waiter.why = error.message
             return None
@@ -471,27 +465,9 @@ class Leases:
                 waiter.answer.set_result(self._standing(held))
 
     async def _preempt_for(self, waiter: Waiter, refusal: Refusal) -> None:
-        """Tell less urgent leases to end if that makes room; those told before are waited for first."""
-        now = self._clock.monotonic()
-        if waiter.until is None or any(held.preemptor == waiter.lease.id for held in self._held.values()):
-            return
-        running = [
-            Preemptible(id=key, device=held.lease.device, terms=held.lease.terms, ran_s=now - held.admitted_at)
-            for key, held in self._held.items()
-            if held.lease.state is LeaseState.ADMITTED and held.lease.terms.priority > waiter.lease.terms.priority
-        ]
-        chosen = preempt(waiter.lease.terms, waiter.until - now, refusal.obstacles, running)
-        if chosen is None:
-            return
-        self._queue.pin(waiter, chosen.device)
-        for victim in chosen.victims:
-            held = self._held.get(victim)
-            if held is None:
-                continue
-            async with held.moving:
-                if held.lease.state is not LeaseState.ADMITTED:
-                    continue
-                grace_s = held.lease.terms.grace_s
-                data = {"successor": waiter.lease.id, "grace_s": grace_s}
-                await self._book.move(held, LeaseState.PREEMPTING, reason="Preempted", actor=SYSTEM, data=data)
-                held.preemptor, held.evict_at = waiter.lease.id, now + grace_s
+        """Tell less urgent leases to end if that makes room."""
+        if waiter.until is not None:
+            left_s = waiter.until - self._clock.monotonic()
+            device = await self.handover.to_lease(waiter.demand(waiter.line), left_s, refusal)
+            if device and self._queue.find(waiter.lease.id) is not None:
+                self._queue.pin(waiter, device)

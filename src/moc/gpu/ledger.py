@@ -44,7 +44,7 @@ class Demand:
 
     A demand in `shards` wants `bytes` on each of so many devices. Models of one `group` are never loaded
     together; empty is no group. `by_kind` says of which kinds of devices it needs another number of bytes.
-    `waited_s` is how long it has not been met.
+    `waited_s` is how long it has not been met. Its equals that were used in the last `spares_used_s` stay.
     """
 
     holder: str
@@ -55,6 +55,7 @@ class Demand:
     group: str = ""
     by_kind: Mapping[str, int] = field(default_factory=dict)
     waited_s: float = 0.0
+    spares_used_s: float = 0.0
 
     def bytes_on(self, kind: str) -> int:
         """What it wants of one device of a kind."""

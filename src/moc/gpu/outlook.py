@@ -4,9 +4,9 @@ from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 
-from moc.gpu.eviction import Obstacle
 from moc.gpu.lease import Standing
 from moc.gpu.lease_book import Held
+from moc.gpu.plan import Obstacle
 from moc.gpu.queue import Waiter, WaitQueue
 from moc.kernel.clock import Clock
 

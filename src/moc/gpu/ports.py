@@ -5,6 +5,8 @@ from typing import Protocol
 
 from moc.gpu.device import DeviceReading
 from moc.gpu.eviction import Tenant
+from moc.gpu.ledger import Demand
+from moc.gpu.plan import JobLease, Refusal
 from moc.kernel.records import Fence
 
 
@@ -46,4 +48,24 @@ class Tenants(Protocol):
 
     def lose(self, holder: str, *, because: str) -> None:
         """Begin to end its process, whatever it does: its device is lost. Idempotent."""
+        ...
+
+
+class Yielding(Protocol):
+    """The leases of jobs, which give way to models."""
+
+    def foresee(self, demand: Demand, refusal: Refusal) -> Sequence[JobLease]:
+        """Those that would end for the demand of a model that was refused so; changes nothing."""
+        ...
+
+    async def to_model(self, demand: Demand, refusal: Refusal, patience_s: float) -> None:
+        """Have leases end for the demand of a model that was refused so, if that makes room for it in time.
+
+        What they give back is charged to the demand's holder, and so is what is free there now: it is for whoever
+        releases that holder to give back. Does nothing while leases end for it already.
+        """
+        ...
+
+    def forget(self, holder: str) -> bool:
+        """Nothing more is to be charged to it; whether it was waited for. Idempotent."""
         ...

@@ -1,13 +1,13 @@
-"""Whose lease has to end so that a more urgent one fits. Pure.
+"""Whose lease has to end so that somebody more urgent fits. Pure.
 
 Only a strictly less urgent lease is preempted, by what was asked for, however long anybody waited: so nobody can
-be preempted by the one it preempted, at any remove.
+be preempted by the one it preempted, at any remove. Leases of learning jobs give way to models of their own urgency,
+too; a job preempts no model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from moc.gpu.eviction import Obstacle, Reason
 from moc.gpu.lease import LeaseTerms
 
 
@@ -21,6 +21,23 @@ class Preemptible:
     ran_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Who wants memory that leases have, and waits `patience_s` for it: another lease, or a model that `serves`."""
+
+    priority: int
+    patience_s: float
+    serves: bool = False
+
+    def may_end(self, lease: Preemptible) -> bool:
+        """Whether a lease has to give way to it: none in its minimal runtime, or with a grace beyond its patience."""
+        terms = lease.terms
+        due = lease.ran_s >= terms.min_runtime_s and terms.grace_s <= self.patience_s
+        if self.serves:
+            return due and bool(terms.job) and terms.priority >= self.priority
+        return due and terms.priority > self.priority
+
+
 @dataclass(frozen=True, slots=True)
 class Preemption:
     """The device that is made free, and the leases that end for it."""
@@ -30,36 +47,26 @@ class Preemption:
 
 
 def preempt(
-    wanted: LeaseTerms, patience_s: float, obstacles: Iterable[Obstacle], leases: Sequence[Preemptible]
-) -> Preemption | None:
-    """The least that has to go, once all models that can have gone; None when that is not enough.
+    claim: Claim, missing_bytes: Mapping[str, int], leases: Sequence[Preemptible], *, devices: int = 1
+) -> list[Preemption]:
+    """The least that has to go so that so many devices are free, by device what is missing there; else nothing.
 
-    On each device the least urgent go first, of those the ones that ran shortest; none that could be spared, none
-    within its minimal runtime, none whose grace is longer than the one who waits for it has patience.
+    On each device the least urgent go first, of those the ones that ran shortest, and none that could be spared.
     """
     offers = []
-    for obstacle in obstacles:
-        missing = wanted.bytes - obstacle.free_bytes - obstacle.evictable_bytes
+    for device, missing in missing_bytes.items():
         able = sorted(
-            (
-                lease
-                for lease in leases
-                if lease.device == obstacle.device
-                and lease.terms.priority > wanted.priority
-                and lease.ran_s >= lease.terms.min_runtime_s
-                and lease.terms.grace_s <= patience_s
-            ),
+            (lease for lease in leases if lease.device == device and claim.may_end(lease)),
             key=lambda lease: (-lease.terms.priority, lease.ran_s, lease.id),
         )
-        if obstacle.reason is not Reason.HELD or sum(lease.terms.bytes for lease in able) < missing:
-            continue
-        victims = _fewest(able, missing)
-        cost = sum(lease.terms.bytes for lease in victims)
-        offers.append((-min((lease.terms.priority for lease in victims), default=0), cost, obstacle.device, victims))
-    if not offers:
-        return None
-    _, _, device, victims = min(offers, key=lambda offer: offer[:3])
-    return Preemption(device, tuple(lease.id for lease in victims)) if victims else None
+        if 0 < missing <= sum(lease.terms.bytes for lease in able):
+            victims = _fewest(able, missing)
+            cost = sum(lease.terms.bytes for lease in victims)
+            offers.append((-min(lease.terms.priority for lease in victims), cost, device, victims))
+    if len(offers) < devices:
+        return []
+    chosen = sorted(offers, key=lambda offer: offer[:3])[:devices]
+    return [Preemption(device, tuple(lease.id for lease in victims)) for _, _, device, victims in chosen]
 
 
 def _fewest(able: Sequence[Preemptible], missing: int) -> list[Preemptible]:

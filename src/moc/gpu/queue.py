@@ -7,9 +7,9 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from heapq import heapify, heappop, heappush
 
-from moc.gpu.eviction import Obstacle, Refusal
 from moc.gpu.lease import Lease, Standing
 from moc.gpu.ledger import Demand
+from moc.gpu.plan import Obstacle, Refusal
 from moc.kernel.errors import QueueFull
 
 AGEING_S = 30.0
@@ -18,6 +18,12 @@ AGEING_S = 30.0
 So a waiter is overtaken only by more urgent ones that come within `AGEING_S` a step after it, and then by nobody.
 """
 
+JOB_SPARES_USED_S = 60.0
+"""How long a model that was used stays if it is a job that wants its room.
+
+Longer than a job runs before it is preempted, so that one that is used every few seconds and a job beside which it
+does not fit take turns of a minute, and not of the time it takes to load.
+"""
 
 _arrivals = itertools.count()
 
@@ -27,7 +33,7 @@ _Rank = tuple[float, int]
 class Waiter:
     """One who waits, at most until `until` on the monotonic clock, None = not at all.
 
-    `device` and `reserved_bytes` are what others were preempted for it; `why` is what it waits for. `found_bytes`
+    `device` is where others were preempted for it; `why` is what it waits for. `found_bytes`
     is what it found free on each device when it last had to wait, `obstacles` what was in its way when that was last
     looked at closely, at `tried_at`.
     """
@@ -39,7 +45,6 @@ class Waiter:
         "lease",
         "obstacles",
         "rank",
-        "reserved_bytes",
         "tried_at",
         "until",
         "why",
@@ -51,7 +56,6 @@ class Waiter:
         self.answer: asyncio.Future[Standing] = asyncio.get_running_loop().create_future()
         self.rank: _Rank = (asked_at + AGEING_S * lease.terms.priority, next(_arrivals))
         self.device = ""
-        self.reserved_bytes = 0
         self.found_bytes: dict[str, int] = {}
         self.obstacles: tuple[Obstacle, ...] = ()
         self.tried_at = asked_at
@@ -63,10 +67,21 @@ class Waiter:
         """Which devices it stands in line for."""
         return self.device or self.lease.terms.devices
 
+    @property
+    def holder(self) -> str:
+        """Whose charge it will be."""
+        return f"lease:{self.lease.id}"
+
     def demand(self, devices: str | tuple[str, ...]) -> Demand:
         """What it asks of the books, on these devices."""
         terms = self.lease.terms
-        return Demand(holder=f"lease:{self.lease.id}", bytes=terms.bytes, devices=devices, priority=terms.priority)
+        return Demand(
+            holder=self.holder,
+            bytes=terms.bytes,
+            devices=devices,
+            priority=terms.priority,
+            spares_used_s=JOB_SPARES_USED_S if terms.job else 0.0,
+        )
 
     def found_less(self, devices: Iterable[str], free_bytes: Mapping[str, int]) -> bool:
         """Whether on one of these devices more is free now than it found, or it has not looked there."""

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 from moc.gpu.broker import Broker
 from moc.gpu.device import CUDA, DECLARED, HOST, Device, DeviceReading
-from moc.gpu.eviction import Plan, Refusal, Tenant
+from moc.gpu.eviction import Tenant
 from moc.gpu.ledger import Charge, Demand
 from moc.gpu.monitor import DeviceMonitor
+from moc.gpu.plan import Plan, Refusal
 from moc.kernel.errors import NoCapacity
 from moc.models.manager import ModelManager
 from moc.models.model import ModelSpec, ModelVersion
@@ -45,8 +46,19 @@ class VictimView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PausedView:
+    """A learning job that would be paused, to go on when there is room again. It has `grace_s` to save what it did."""
+
+    job: str
+    device: str
+    bytes: int
+    priority: int
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """Where a model would be loaded now and who would leave for it, or why it fits nowhere.
+    """Where a model would be loaded now, who would leave and which jobs would be paused for it, or why it fits nowhere.
 
     It has one of `placements` for each of its shards, and needs `needed_bytes` there. `retry_after_s` is when it will
     fit if nothing else happens, None when that takes more than time.
@@ -57,6 +69,7 @@ class Explanation:
     fits: bool
     placements: list[PlacementView] = field(default_factory=list)
     victims: list[VictimView] = field(default_factory=list)
+    pauses: list[PausedView] = field(default_factory=list)
     reason: str = ""
     message: str = ""
     retry_after_s: float | None = None
@@ -106,7 +119,7 @@ class Tenancy:
             error.details["evicted"] = _references(error.details["evicted"])
             raise
         devices = [self._devices.status(each).device for each in grant.devices]
-        gpus = tuple(_cuda_name(device) for device in devices if device.kind == CUDA)
+        gpus = tuple(cuda_name(device) for device in devices if device.kind == CUDA)
         return Grant(devices=grant.devices, bytes=grant.bytes, gpus=gpus, evicted=_references(grant.evicted))
 
     def adopt(self, version: ModelVersion, worker: Worker) -> None:
@@ -183,7 +196,7 @@ class Tenancy:
     def explain(self, version: ModelVersion, needs: Mapping[str, int]) -> Explanation:
         """What loading a version would do now; changes nothing. `needs` is bytes by the kind of device."""
         demand = self._demand(version, needs)
-        outcome = self.broker.explain(demand)
+        outcome, leases = self.broker.foresee(demand)
         if isinstance(outcome, Refusal):
             return Explanation(
                 reference=version.reference,
@@ -216,6 +229,16 @@ class Tenancy:
                 )
                 for victim in outcome.victims
             ],
+            pauses=[
+                PausedView(
+                    job=lease.job,
+                    device=lease.device,
+                    bytes=lease.bytes,
+                    priority=lease.priority,
+                    grace_s=lease.grace_s,
+                )
+                for lease in leases
+            ],
         )
 
     def _wanted(self, spec: ModelSpec) -> tuple[str, ...]:
@@ -246,7 +269,7 @@ def _references(holders: Sequence[str]) -> tuple[str, ...]:
     return tuple(holder.removeprefix(_HOLDER) for holder in holders)
 
 
-def _cuda_name(device: Device) -> str:
+def cuda_name(device: Device) -> str:
     """What `CUDA_VISIBLE_DEVICES` takes for a device: the driver's name, or its number on the PCI bus."""
     return device.uuid or device.id.partition(":")[2]
 

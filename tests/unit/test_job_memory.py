@@ -1,0 +1,270 @@
+"""Memory for jobs: how much they need, what they wait for, that they get it back."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moc.gpu.device import CUDA, HOST
+from moc.gpu.lease import LeaseState
+from moc.kernel.errors import Conflict, NoCapacity
+from moc.learning.estimate import DEFAULTS, MIB, Dimensions, estimate
+from moc.learning.hyperparameters import complete
+from moc.learning.job import Attempt, Job, JobSpec, JobState, JobType, Progress, Reason
+from moc.learning.needs import MARGIN, JobNeeds
+from moc.learning.ports import Base
+from moc.service.job_memory import TTL_S, JobMemory
+from moc.store.memory import MemoryStore
+from moc.testing.devices import FakeDevices, fake_reading
+from tests.gguf_models import tiny_gguf
+from tests.unit.test_handover import SharedHost
+
+NO_PROCESS = 5_000_001
+"""A process id that no system gives out."""
+
+SMOLLM2 = Dimensions(parameters=134_515_008, layers=30, width=576, feed_forward=1536, vocabulary=49_152)
+MEASURED_MIB = [
+    ("lora", 1, 128, False, 1526),
+    ("lora", 4, 128, False, 2808),
+    ("lora", 4, 512, False, 7751),
+    ("lora", 1, 1024, False, 4464),
+    ("lora", 4, 512, True, 4932),
+    ("full", 2, 128, False, 2985),
+]
+"""Peaks of real trainings, by method, batch size, length and gradient checkpointing."""
+
+
+def shape(**given: Any) -> dict[str, Any]:
+    usual = {"method": "lora", "batch_size": 4, "max_length": 128, "gradient_checkpointing": False, "lora_rank": 8}
+    return {**usual, **given}
+
+
+def job(**spec: Any) -> Job:
+    given = {"type": JobType.SUPERVISED, "model": "m", "hyperparameters": shape(), **spec}
+    one = JobSpec(**given)
+    if one.type is JobType.SUPERVISED:
+        one = replace(one, hyperparameters=complete(one.type, one.hyperparameters))
+    return Job(
+        id="job-1",
+        spec=one,
+        state=JobState.QUEUED,
+        reason=Reason.VALIDATED,
+        created_at=0,
+        created_by="key-1",
+        created_by_name="ann",
+        changed_at=0,
+    )
+
+
+def ran(one: Job, *, given_bytes: int = 0, step: int = 1) -> Job:
+    attempt = Attempt(number=1, host="here", started_at=0, bytes=given_bytes)
+    return replace(one, attempts=(attempt,), progress=Progress(step=step))
+
+
+@pytest.mark.parametrize(("method", "batch", "length", "checkpointing", "mib"), MEASURED_MIB)
+def test_the_estimate_is_not_under_what_was_measured_and_not_far_above(
+    method: str, batch: int, length: int, checkpointing: bool, mib: int
+) -> None:
+    given = shape(method=method, batch_size=batch, max_length=length, gradient_checkpointing=checkpointing)
+    found = estimate(JobType.SUPERVISED, SMOLLM2, given, on_gpu=False)
+    assert mib * MIB <= found <= 1.2 * mib * MIB
+
+
+def test_what_takes_more_is_estimated_at_more() -> None:
+    def need(type: JobType = JobType.SUPERVISED, *, on_gpu: bool = False, **given: Any) -> int:
+        return estimate(type, Dimensions.usual(8_000_000_000), shape(**given), on_gpu=on_gpu)
+
+    assert need() < need(batch_size=8) < need(batch_size=16)
+    assert need(gradient_checkpointing=True) < need() < need(lora_rank=64) < need(method="full")
+    assert need(on_gpu=True) < need() < need(JobType.DPO)
+    assert need(JobType.DPO, method="full") - need(method="full") > 4 * 8_000_000_000, (
+        "what it is held to is there, too"
+    )
+
+
+@pytest.fixture
+async def needs() -> JobNeeds:
+    return JobNeeds(MemoryStore())
+
+
+async def expected(needs: JobNeeds, one: Job, model: Dimensions | None = SMOLLM2, *, kind: str = HOST) -> int:
+    return await needs.expected(one, model, "digest", kind=kind)
+
+
+async def test_what_was_measured_corrects_the_estimates_of_that_base(needs: JobNeeds) -> None:
+    small, large = job(), job(hyperparameters=shape(batch_size=16))
+    before, before_large = await expected(needs, small), await expected(needs, large)
+    await needs.learn(ran(small), SMOLLM2, "digest", kind=HOST, peak_bytes=2 * before)
+    assert await expected(needs, small) == round(2 * before * (1 + MARGIN))
+    assert await expected(needs, large) == pytest.approx(2 * before_large * (1 + MARGIN), rel=0.01)
+    assert await expected(needs, small, kind=CUDA) < before, "another kind of device is another matter"
+
+
+async def test_it_is_never_below_what_the_same_job_took(needs: JobNeeds) -> None:
+    small, large = job(), job(hyperparameters=shape(batch_size=16))
+    estimated = await expected(needs, large)
+    await needs.learn(ran(small), SMOLLM2, "digest", kind=HOST, peak_bytes=3 * estimated)
+    for _ in range(9):
+        await needs.learn(ran(large), SMOLLM2, "digest", kind=HOST, peak_bytes=estimated // 2)
+    assert await expected(needs, small) == round(3 * estimated * (1 + MARGIN))
+    assert await expected(needs, large) == pytest.approx(estimated // 2 * (1 + MARGIN), rel=0.01)
+
+
+async def test_one_that_ended_early_teaches_only_that_it_was_too_little(needs: JobNeeds) -> None:
+    estimated = await expected(needs, job())
+    early = ran(job(), given_bytes=estimated, step=0)
+    await needs.learn(early, SMOLLM2, "digest", kind=HOST, peak_bytes=estimated // 10)
+    assert await expected(needs, job()) == estimated
+    await needs.learn(early, SMOLLM2, "digest", kind=HOST, peak_bytes=round(estimated * 1.25))
+    assert await expected(needs, job()) == pytest.approx(estimated * 1.25 * (1 + MARGIN), rel=0.01)
+
+
+async def test_jobs_that_train_nothing_need_what_such_a_job_took(needs: JobNeeds) -> None:
+    one, other = (
+        job(type=JobType.SCRIPT, options={"command": ["a"]}),
+        job(type=JobType.SCRIPT, options={"command": ["b"]}),
+    )
+    assert await expected(needs, one, None) == DEFAULTS[JobType.SCRIPT]
+    await needs.learn(ran(one), None, "", kind=HOST, peak_bytes=5)
+    assert await needs.expected(one, None, "", kind=HOST) == 5
+    assert await needs.expected(other, None, "", kind=HOST) == DEFAULTS[JobType.SCRIPT]
+
+
+async def test_the_operators_word_is_final(needs: JobNeeds) -> None:
+    declared = job(memory_bytes=77)
+    await needs.learn(ran(declared), SMOLLM2, "digest", kind=HOST, peak_bytes=1000)
+    assert await expected(needs, declared) == 77
+
+
+# leases
+
+
+class JobHost(SharedHost):
+    """A hundred bytes of main memory."""
+
+    def start(self) -> None:
+        self.source = FakeDevices(fake_reading(HOST, capacity_bytes=100), kind=HOST)
+        super().start()
+        self.memory = JobMemory(
+            leases=self.leases,
+            broker=self.broker,
+            devices=self.devices,
+            store=self.store,
+            grace_s=5.0,
+            min_runtime_s=20.0,
+        )
+
+
+@pytest.fixture
+async def host() -> AsyncIterator[JobHost]:
+    one = JobHost()
+    async with one.running():
+        yield one
+
+
+def ignore(_: str) -> None:
+    """Nobody wants to know."""
+
+
+async def test_a_job_has_a_lease_of_its_own_that_can_be_renewed_after_a_restart(host: JobHost) -> None:
+    holding = await host.memory.acquire(job(priority=3), 60, on_wait=ignore)
+    lease = host.leases.show(holding.lease_id).lease
+    assert (lease.holder, lease.holder_name, lease.terms.job, lease.terms.priority) == ("key-1", "ann", "job-1", 3)
+    assert (holding.device, holding.bytes, holding.gpus, holding.evict_in_s) == (HOST, 60, (), None)
+    await host.leases.stop()
+    host.start()
+    async with host.running():
+        assert await host.memory.renew(holding, None) == holding
+        host.clock.advance(TTL_S)
+        await host.memory.renew(holding, None)
+        await host.pass_time(TTL_S)
+        assert host.charges() == {f"lease:{holding.lease_id}": 60}
+        for _ in range(2):
+            await host.memory.release(holding)
+        assert host.charges() == {}
+        with pytest.raises(Conflict):
+            await host.memory.renew(holding, None)
+
+
+async def test_it_says_what_it_waits_for_and_who_has_it(host: JobHost) -> None:
+    await host.load(50, name="chat@1")
+    first = await host.memory.acquire(job(), 30, on_wait=ignore)
+    told: asyncio.Queue[str] = asyncio.Queue()
+    waiting = asyncio.create_task(host.memory.acquire(job(), 60, on_wait=told.put_nowait))
+    async with asyncio.timeout(20):
+        news = await told.get()
+    assert "60B on host; host: 20B of 100B free, chat@1 has 50B, " in news
+    assert f"lease {first.lease_id} has 30B" in news
+    assert "when nobody has asked for it for 60 s" in news
+    await host.memory.release(first)
+    await host.models.evict("model:chat@1", reason="", because="")
+    await host.leases.look()
+    async with asyncio.timeout(20):
+        holding = await waiting
+    assert host.charges() == {f"lease:{holding.lease_id}": 60}
+
+
+async def test_it_waits_for_ever_but_not_for_what_can_never_be(host: JobHost) -> None:
+    with pytest.raises(NoCapacity, match="even when it is empty"):
+        await host.memory.acquire(job(), 101, on_wait=ignore)
+    with pytest.raises(NoCapacity, match="no device 'cuda:7'"):
+        await host.memory.acquire(job(devices="cuda:7"), 1, on_wait=ignore)
+
+
+async def test_a_process_that_has_just_ended_is_for_its_runner_to_see(host: JobHost) -> None:
+    holding = await host.memory.acquire(job(), 60, on_wait=ignore)
+    assert await host.memory.renew(holding, NO_PROCESS) == holding
+
+
+async def test_one_that_waits_no_longer_leaves_nothing_behind(host: JobHost) -> None:
+    first = await host.memory.acquire(job(), 60, on_wait=ignore)
+    told: asyncio.Queue[str] = asyncio.Queue()
+    waiting = asyncio.create_task(host.memory.acquire(job(), 60, on_wait=told.put_nowait))
+    async with asyncio.timeout(20):
+        await told.get()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await host.memory.release(first)
+    await host.leases.look()
+    assert (host.charges(), host.leases.standings()) == ({}, [])
+
+
+async def test_it_is_told_how_long_it_has_left(host: JobHost) -> None:
+    holding = await host.memory.acquire(job(), 70, on_wait=ignore)
+    host.clock.advance(20)
+    load = await host.loading(80, host.leases.show(holding.lease_id))
+    assert (await host.memory.renew(holding, None)).evict_in_s == 5.0
+    await host.memory.release(holding)
+    assert (await load).bytes == 80
+    assert host.leases.show(holding.lease_id).lease.state is LeaseState.EVICTED
+
+
+async def test_a_gpu_is_preferred_by_who_computes(host: JobHost) -> None:
+    host.source.readings.append(fake_reading("cuda:0", capacity_bytes=100))
+    await host.devices.refresh()
+    training = await host.memory.acquire(job(), 10, on_wait=ignore)
+    assert (training.device, training.gpus) == ("cuda:0", ("0",))
+    for one in (job(type=JobType.EVALUATE), job(devices=HOST)):
+        assert (await host.memory.acquire(one, 10, on_wait=ignore)).device == HOST
+
+
+async def test_the_numbers_of_the_base_are_read_from_its_files(host: JobHost, tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path, "llama")
+    small = Base(
+        reference="m@1",
+        digest="d",
+        runtime="llama_cpp",
+        path=path,
+        sha256="",
+        size_bytes=path.stat().st_size,
+        parameters=200_000,
+    )
+    training = job(hyperparameters=shape())
+    need = await host.memory.need(training, small)
+    assert need < await host.memory.need(training, replace(small, path=tmp_path / "gone", parameters=10**9))
+    assert await host.memory.need(job(type=JobType.TUNE, options={}), None) == DEFAULTS[JobType.TUNE]
+    await host.memory.learn(ran(training), small, device=HOST, peak_bytes=2 * need)
+    assert await host.memory.need(training, small) > 2 * need
