@@ -26,7 +26,7 @@ from moc.resilience.breaker import Circuit
 from moc.resilience.deadline import Deadline
 from moc.resilience.retry import RetryBudget
 
-REPEATABLE: Final[frozenset[Kind]] = frozenset({"embeddings", "rerank"})
+REPEATABLE: Final[frozenset[Kind]] = frozenset({"embeddings", "rerank", "tokenize"})
 """Kinds that may be run twice though the caller did not say so: they have no other effect than their answer."""
 
 _PAUSE_S: Final = (0.01, 0.05)

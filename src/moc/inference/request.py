@@ -12,9 +12,10 @@ import msgspec
 
 from moc.resilience.deadline import NEVER, Deadline
 
-Kind = Literal["tensors", "chat", "completion", "embeddings", "rerank", "transcription"]
+Kind = Literal["tensors", "chat", "completion", "embeddings", "rerank", "transcription", "tokenize"]
 """`tensors` carries tensors and `transcription` a sound file, with what is asked of it in `parameters`; the others
-carry the JSON body of the OpenAI request of that name (of `rerank`: `query` and `documents`, texts), as it came.
+carry the JSON body of the OpenAI request of that name (of `rerank`: `query` and `documents`, texts; of `tokenize`
+vLLM's), as it came.
 """
 
 Buffer = bytes | bytearray | memoryview

@@ -8,7 +8,8 @@ Options:
 `embeddings`     true: the model gives embeddings and nothing else
 `pooling`        how embeddings are made of tokens: mean, cls, last, rank or none (default: as the model says);
                  rank, for a reranker: the model scores documents and does nothing else
-`lora`           adapters to load: a list of {path, scale}; a request sets other scales with its own `lora` field
+`lora`           adapters to load: a list of {path, scale, sha256 (optional: what the file must be)}; a request sets
+                 other scales with its own `lora` field
 `chat_template`  a Jinja template in place of the model's own
 
 Little is imported here, so that the engine begins to read its model at once; see `runtime`.
@@ -48,14 +49,16 @@ def load(*, model: str, path: str, options: dict[str, Any], run: Run) -> "LlamaS
         # the engine says why on stderr, and here only that it did not
         raise LoadFailed(f"llama.cpp cannot load {model}", reason="load_failed") from None
     from moc.workers.runtimes.llama_slots import LlamaSlots
+    from moc.workers.runtimes.llama_tokens import LlamaTokens
 
-    return LlamaSlots(server, _kinds(params), slots=params.n_parallel, context=params.n_ctx)
+    tokens = LlamaTokens(params.hostnames[0], params.api_keys[0])
+    return LlamaSlots(server, _kinds(params), tokens, model=model, slots=params.n_parallel, context=params.n_ctx)
 
 
 def _kinds(params: Any) -> "tuple[Kind, ...]":
     if params.pooling_type == POOLING["rank"]:
-        return ("rerank",)
-    return ("embeddings",) if params.embedding else ("chat", "completion")
+        return ("rerank", "tokenize")
+    return ("embeddings", "tokenize") if params.embedding else ("chat", "completion", "tokenize")
 
 
 def _params(model: str, path: str, given: Options) -> Any:
@@ -94,7 +97,8 @@ def _params(model: str, path: str, given: Options) -> Any:
 
 def _adapter(entry: dict[str, Any]) -> Any:
     path, scale = entry.get("path"), entry.get("scale", 1.0)
-    if not isinstance(path, str) or isinstance(scale, bool) or not isinstance(scale, int | float) or len(entry) > 2:
+    unknown = entry.keys() - {"path", "scale", "sha256"}
+    if not isinstance(path, str) or isinstance(scale, bool) or not isinstance(scale, int | float) or unknown:
         raise LoadFailed(f"an entry of `lora` is {entry!r}, not {{path: …, scale: 1.0}}", reason="invalid_spec")
     if not os.path.isfile(path):
         raise LoadFailed(f"there is no adapter file {os.path.basename(path)}", reason="invalid_spec")

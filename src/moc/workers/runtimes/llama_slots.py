@@ -10,14 +10,19 @@ import msgspec
 import xllamacpp
 
 from moc.inference.request import Info, Kind, Reply, Request
-from moc.kernel.errors import Internal, InvalidRequest, MocError, Unavailable, Unimplemented
+from moc.kernel.errors import Cancelled, Internal, InvalidRequest, MocError, Unavailable, Unimplemented
 from moc.workers.runtimes.feed import Feed
 from moc.workers.runtimes.llama_answer import Answer
+from moc.workers.runtimes.llama_scores import LlamaScores
+from moc.workers.runtimes.llama_tokens import LlamaTokens
+from moc.workers.runtimes.scores import EchoRequest, answer, read_echo
+from moc.workers.runtimes.tokenization import read_tokenize, tokenized
 
 _TRUE = msgspec.Raw(b"true")
 _PROGRESS = "return_progress"
 _IS_PROGRESS = b'"prompt_progress":'
 _WITH_USAGE = msgspec.Raw(b'{"include_usage":true}')
+_SCORED_WITH = ("lora", "cache_prompt")
 _NO_INPUT = "input is not supported"
 _IN_ONE_PIECE = {"embeddings": "handle_embeddings", "rerank": "handle_rerank"}
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -45,7 +50,9 @@ class LlamaSlots:
     A stream whose reader stops reading is held back here, while the engine goes on to the request's own limit.
     """
 
-    def __init__(self, server: Any, kinds: tuple[Kind, ...], *, slots: int, context: int) -> None:
+    def __init__(
+        self, server: Any, kinds: tuple[Kind, ...], tokens: LlamaTokens, *, model: str, slots: int, context: int
+    ) -> None:
         self.info = Info(
             kinds=kinds,
             engine=f"llama.cpp (xllamacpp {xllamacpp.__version__})",
@@ -53,6 +60,8 @@ class LlamaSlots:
             details={"context": context, "context_per_request": context // slots},
         )
         self._server = server
+        self._tokens = tokens
+        self._model = model
         # one more for each slot: a cancelled request keeps its thread until the next token
         self._threads = ThreadPoolExecutor(2 * slots, "llama")
 
@@ -66,7 +75,9 @@ class LlamaSlots:
             if (fault := _fault_in(answer)) is not None:
                 raise fault
             return Reply(answer)
-        work = _Whole(self._handler(request), bytes(request.body), fields)
+        if request.kind == "tokenize":
+            return await loop.run_in_executor(self._threads, self._tokenized, request)
+        work = self._work(request, fields)
         try:
             return Reply(await loop.run_in_executor(self._threads, work.run))
         except asyncio.CancelledError:
@@ -76,7 +87,7 @@ class LlamaSlots:
     async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
         """The engine's chunks; an error it meets midway is raised after them."""
         fields = _fields(request)
-        if request.kind in _IN_ONE_PIECE:
+        if request.kind in (*_IN_ONE_PIECE, "tokenize"):
             raise Unimplemented(f"{request.kind} is not streamed; ask for the whole answer")
         feed = Feed()
         self._threads.submit(
@@ -89,6 +100,21 @@ class LlamaSlots:
     async def close(self) -> None:
         # ending the engine in the middle of a request hangs; the end of the process does not
         return
+
+    def _tokenized(self, request: Request) -> Reply:
+        asked = read_tokenize(request.body)
+        text, special = asked.prompt, asked.add_special_tokens
+        if asked.messages is not None:
+            text, special = self._tokens.prompt_of(asked.messages, generate=asked.add_generation_prompt), True
+        tokens = self._tokens.encode(text or "", special=special)
+        return tokenized([token.id for token in tokens], self.info.details["context_per_request"])
+
+    def _work(self, request: Request, fields: dict[str, msgspec.Raw]) -> "_Whole | _Scoring":
+        handler = self._handler(request)
+        if request.kind == "completion" and fields.get("echo") == _TRUE:
+            room = self.info.details["context_per_request"]
+            return _Scoring(handler, self._model, self._tokens, read_echo(request.body), fields, room)
+        return _Whole(handler, bytes(request.body), fields)
 
     def _handler(self, request: Request) -> Callable[..., Any]:
         handler: Callable[..., Any] = (
@@ -133,6 +159,47 @@ class _Whole:
         if chunk != b"null" and _IS_PROGRESS not in chunk:
             self._chunks.append(chunk)
         return self.cancelled or self._fault is not None
+
+
+class _Scoring:
+    """The scores of texts on their way, in a thread."""
+
+    def __init__(
+        self,
+        handler: Callable[..., Any],
+        model: str,
+        tokens: LlamaTokens,
+        asked: EchoRequest,
+        fields: dict[str, msgspec.Raw],
+        room: int,
+    ) -> None:
+        self.cancelled = False
+        self._handler = handler
+        self._model = model
+        self._prompts = asked.prompts()
+        kept = {name: fields[name] for name in _SCORED_WITH if name in fields}
+        self._scores = LlamaScores(tokens, self._ask, asked, kept, room=room)
+
+    def run(self) -> bytes:
+        return answer(self._model, [self._scores.of(prompt) for prompt in self._prompts])
+
+    def _ask(self, body: dict[str, Any]) -> list[bytes]:
+        chunks: list[bytes] = []
+        fault: MocError | None = None
+
+        def take(chunk: bytes) -> bool:
+            nonlocal fault
+            fault = fault or _fault_in(chunk)
+            if chunk != b"null":
+                chunks.append(chunk)
+            return self.cancelled or fault is not None
+
+        _guarded(self._handler, _encode({**body, "stream": True, _PROGRESS: True}), take)
+        if self.cancelled:
+            raise Cancelled("nobody waits for these scores any more")
+        if fault is not None:
+            raise fault
+        return chunks
 
 
 def _streamed(fields: dict[str, msgspec.Raw]) -> bytes:

@@ -54,6 +54,7 @@ METHODS: dict[Kind, str] = {
     "embeddings": "embeddings",
     "rerank": "rerank",
     "transcription": "transcribe",
+    "tokenize": "tokenize",
 }
 MODULE = "moc_user_model"
 INLINE_WAITING = 32

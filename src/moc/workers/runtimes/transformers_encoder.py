@@ -71,13 +71,15 @@ class Embedder:
     """An encoder that gives one vector for each text."""
 
     def __init__(self, engine: Engine, pooling: Pooling) -> None:
-        self.info = engine.info(("embeddings",))
+        self.info = engine.info(("embeddings", "tokenize"))
         self._engine = engine
         self._pooling = pooling
         self._size = int(engine.network.config.get_text_config().hidden_size)
 
     async def infer(self, request: Request) -> Reply:
         """An embedding of each input, in their order."""
+        if request.kind == "tokenize":
+            return await self._engine.tokenized(request)
         wish = read(request.body, EmbeddingsRequest)
         if wish.encoding_format not in FORMATS:
             raise InvalidRequest(f"encoding_format is {wish.encoding_format!r}; there are {' and '.join(FORMATS)}")

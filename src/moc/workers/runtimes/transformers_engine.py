@@ -1,10 +1,12 @@
 """A network with its tokenizer, asked from threads."""
 
+import asyncio
 import contextlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import torch
 import transformers
 from jinja2 import TemplateError
 
-from moc.inference.request import Info, Kind, TensorSpec
-from moc.kernel.errors import InvalidRequest, NoCapacity
+from moc.inference.request import Info, Kind, Reply, Request, TensorSpec
+from moc.kernel.errors import InvalidRequest, NoCapacity, Unimplemented
+from moc.workers.runtimes.tokenization import read_tokenize, tokenized
+from moc.workers.runtimes.transformers_request import ChatRequest
 
 
 class Tokens:
@@ -34,19 +38,41 @@ class Tokens:
         """Whether there is a template that makes a prompt of messages."""
         return self._tokenizer.chat_template is not None
 
-    def encode(self, text: str) -> list[int]:
-        """The tokens of a text, with those the model wants around it."""
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """The tokens of a text, with those the model wants around it if `special`."""
         with self._lock:
-            return list(self._tokenizer.encode(text))
+            return list(self._tokenizer.encode(text, add_special_tokens=special))
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """The tokens of a conversation, up to where the answer begins; InvalidRequest when the template objects."""
+    def encode_chat(self, messages: list[dict[str, str]], *, generate: bool = True) -> list[int]:
+        """The tokens of a conversation, up to where the answer begins if `generate`.
+
+        InvalidRequest when there is no template, or it objects.
+        """
+        if not self.can_chat:
+            raise InvalidRequest("the model has no chat template; send a text as `prompt`")
         with self._lock:
             try:
-                text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
             except TemplateError as error:
                 raise InvalidRequest(f"the model's chat template refuses these messages: {error}") from None
             return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def encode_where(self, text: str, *, special: bool) -> tuple[list[int], list[int]]:
+        """The tokens of a text, with those around it if `special`, and at which character each begins."""
+        if not self._tokenizer.is_fast:
+            raise Unimplemented("the tokenizer of this model does not tell which token stands where")
+        with self._lock:
+            found = self._tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        starts, at = [], 0
+        for start, end in found["offset_mapping"]:
+            starts.append(start if end > start else at)  # what is no part of the text is told to be at 0
+            at = max(at, end)
+        return list(found["input_ids"]), starts
+
+    def name(self, tokens: Sequence[int]) -> str:
+        """What tokens stand for, those that are no text too."""
+        with self._lock:
+            return str(self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without those that are no text."""
@@ -92,6 +118,16 @@ class Engine:
                 **held,
             },
         )
+
+    async def tokenized(self, request: Request) -> Reply:
+        """The tokens of a text or a conversation."""
+        asked = read_tokenize(request.body)
+        if asked.messages is None:
+            work = partial(self.tokens.encode, asked.prompt or "", special=asked.add_special_tokens)
+        else:
+            said = ChatRequest(messages=asked.messages).conversation()
+            work = partial(self.tokens.encode_chat, said, generate=asked.add_generation_prompt)
+        return tokenized(await asyncio.get_running_loop().run_in_executor(self.threads, work), self.limit)
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:

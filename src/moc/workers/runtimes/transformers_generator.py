@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 from transformers import (
     GenerationConfig,
@@ -19,10 +20,13 @@ from transformers import (
 )
 
 from moc.inference.request import Reply, Request
+from moc.kernel.errors import Unimplemented
 from moc.workers.runtimes.feed import Feed
+from moc.workers.runtimes.scores import answer, read_echo
 from moc.workers.runtimes.transformers_answer import Answer, Outcome
 from moc.workers.runtimes.transformers_engine import Engine
 from moc.workers.runtimes.transformers_request import ChatRequest, CompletionRequest, Settings, read
+from moc.workers.runtimes.transformers_scores import Scorer
 from moc.workers.runtimes.transformers_text import Text
 
 Wish = ChatRequest | CompletionRequest
@@ -43,7 +47,7 @@ class Generator:
     """
 
     def __init__(self, engine: Engine, *, chats: bool) -> None:
-        self.info = engine.info(("chat", "completion") if chats else ("completion",))
+        self.info = engine.info(("chat", "completion", "tokenize") if chats else ("completion", "tokenize"))
         self._engine = engine
         own = engine.network.generation_config
         self._defaults = _Defaults.of(own)
@@ -51,8 +55,11 @@ class Generator:
 
     async def infer(self, request: Request) -> Reply:
         """The whole answer."""
+        if request.kind == "tokenize":
+            return await self._engine.tokenized(request)
         whole = _Whole()
-        running = asyncio.get_running_loop().run_in_executor(self._engine.threads, self._answer, _read(request), whole)
+        work = self._scored if _is_echo(request) else self._answered
+        running = asyncio.get_running_loop().run_in_executor(self._engine.threads, work, request, whole)
         try:
             return Reply(await running)
         except asyncio.CancelledError:
@@ -61,6 +68,8 @@ class Generator:
 
     async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
         """The answer token by token; an error met midway is raised after what came before it."""
+        if request.kind == "tokenize":
+            raise Unimplemented("tokenize is not streamed; ask for the whole answer")
         wish, feed = _read(request), Feed()
         self._engine.threads.submit(self._pour, wish, feed)
         async with contextlib.aclosing(feed.chunks()) as chunks:
@@ -70,9 +79,15 @@ class Generator:
     async def close(self) -> None:
         return
 
-    def _answer(self, wish: Wish, whole: "_Whole") -> bytes:
+    def _answered(self, request: Request, whole: "_Whole") -> bytes:
+        wish = _read(request)
         outcome = self._generate(wish, whole.take)
         return self._document(wish).whole("".join(whole.pieces), outcome)
+
+    def _scored(self, request: Request, whole: "_Whole") -> bytes:
+        asked = read_echo(request.body)
+        scorer = Scorer(self._engine, asked, lambda: not whole.cancelled)
+        return answer(self._engine.model, [scorer.of(prompt) for prompt in asked.prompts()])
 
     def _pour(self, wish: Wish, feed: Feed) -> None:
         document = self._document(wish)
@@ -157,6 +172,10 @@ def _greedy(own: GenerationConfig) -> GenerationConfig:
     return GenerationConfig(do_sample=False, **kept)  # type: ignore[no-untyped-call]
 
 
+class _Echoed(msgspec.Struct):
+    echo: Any = None
+
+
 class _Whole:
     """The pieces of an answer that is wanted in one."""
 
@@ -222,3 +241,11 @@ class _Dice(LogitsProcessor):
 
 def _read(request: Request) -> Wish:
     return read(request.body, ChatRequest) if request.kind == "chat" else read(request.body, CompletionRequest)
+
+
+def _is_echo(request: Request) -> bool:
+    """Whether the scores of a text are asked for; what is no JSON is told where it is read."""
+    try:
+        return request.kind == "completion" and msgspec.json.decode(request.body, type=_Echoed).echo is True
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False

@@ -6,6 +6,7 @@ import msgspec
 
 from moc.inference.request import Buffer
 from moc.kernel.errors import InvalidRequest, Unimplemented
+from moc.workers.runtimes.prompts import listed
 
 IGNORED = frozenset(
     {"model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
@@ -128,19 +129,6 @@ def read(body: Buffer, kind: type[T]) -> T:
         return msgspec.convert(wanted, kind)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"the request is not right: {error}") from None
-
-
-def listed(value: Any, name: str) -> "list[str | list[int]]":
-    """One or several texts, or tokens of texts, as a list."""
-    if isinstance(value, str) or _is_tokens(value):
-        return [value]
-    if isinstance(value, list) and all(isinstance(one, str) or _is_tokens(one) for one in value):
-        return value
-    raise InvalidRequest(f"{name!r} is neither a text, tokens, nor a list of either")
-
-
-def _is_tokens(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
 
 
 def _message(number: int, message: dict[str, Any]) -> dict[str, str]:
