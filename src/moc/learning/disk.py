@@ -1,0 +1,58 @@
+"""How much of the disk jobs and files may take, and do."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from moc.kernel.errors import NoCapacity
+from moc.kernel.units import Bytes
+
+FRESH_S = 5.0
+
+
+class DiskQuota:
+    """What all in `folders` may take together. Looking takes as long as there are files: do it in a thread."""
+
+    def __init__(self, folders: Sequence[Path], *, limit_bytes: int) -> None:
+        self._folders = tuple(folders)
+        self._limit_bytes = limit_bytes
+        self._used_bytes = 0
+        self._looked_at = float("-inf")
+
+    def adjust(self, *, limit_bytes: int) -> None:
+        """Allow so much from now on."""
+        self._limit_bytes = limit_bytes
+        self._looked_at = float("-inf")
+
+    def room(self) -> int:
+        """Bytes that may still be written, 0 when there is too much already; if there is room, as of seconds ago."""
+        now = time.monotonic()
+        if now - self._looked_at >= FRESH_S or self._used_bytes >= self._limit_bytes:
+            self._used_bytes = sum(_size(folder) for folder in self._folders)
+            self._looked_at = now
+        return max(0, self._limit_bytes - self._used_bytes)
+
+    def check(self) -> None:
+        """NoCapacity when all that is allowed is used up."""
+        if not self.room():
+            raise NoCapacity(
+                f"jobs and files take {Bytes(self._used_bytes)} of the disk, and learning.disk_quota allows "
+                f"{Bytes(self._limit_bytes)}; remove some, or raise it",
+                details={"reason": "DiskFull"},
+            )
+
+
+def _size(folder: Path) -> int:
+    """What a folder takes; what has two names counts once, what vanishes meanwhile does not."""
+    total, seen = 0, set()
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                status = os.lstat(os.path.join(place, name))
+            except OSError:
+                continue
+            if (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                total += status.st_blocks * 512
+    return total

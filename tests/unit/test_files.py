@@ -1,0 +1,156 @@
+"""Files: taken in whole or not at all, and there again after a start."""
+
+import errno
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from moc.kernel.clock import SystemClock
+from moc.kernel.errors import Internal, InvalidRequest, MocError, NoCapacity, NotFound, TooLarge
+from moc.learning.files import File, Files, Incoming, Purpose, disk_errors
+from moc.store.memory import MemoryStore
+
+ROOM = 10 * 1024**3
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[MemoryStore]:
+    made = MemoryStore()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+def made(store: MemoryStore, folder: Path, room: int = ROOM) -> Files:
+    return Files(store=store, folder=folder / "files", clock=SystemClock(), room=lambda: room, largest_bytes=2**20)
+
+
+@pytest.fixture
+async def files(store: MemoryStore, tmp_path: Path) -> Files:
+    started = made(store, tmp_path)
+    await started.start()
+    return started
+
+
+async def pieces(*given: bytes) -> AsyncIterator[bytes]:
+    for piece in given:
+        yield piece
+
+
+async def add(files: Files, content: bytes = b"one\ntwo\n", name: str = "rows.jsonl") -> File:
+    middle = len(content) // 2
+    chunks = pieces(content[:middle], content[middle:])
+    return await files.add(chunks, filename=name, purpose=Purpose.FINE_TUNE, actor="me")
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in (folder / "files").iterdir()]
+
+
+async def test_a_file_is_kept_as_it_came_and_there_after_a_restart(
+    files: Files, store: MemoryStore, tmp_path: Path
+) -> None:
+    added = await add(files)
+    assert (added.size_bytes, added.created_by) == (8, "me")
+    assert added.sha256 == hashlib.sha256(b"one\ntwo\n").hexdigest()
+    again = made(store, tmp_path)
+    await again.start()
+    assert again.all() == [added]
+    assert again.path(added.id).read_bytes() == b"one\ntwo\n"
+    assert (tmp_path / "files").stat().st_mode & 0o077 == 0
+    assert [event.kind for event in await store.events()] == ["file.added"]
+
+
+async def test_a_file_that_is_removed_leaves_nothing(files: Files, store: MemoryStore, tmp_path: Path) -> None:
+    added = await add(files)
+    await files.remove(added.id, actor="me")
+    assert files.all() == []
+    assert names(tmp_path) == []
+    assert await store.list("files/") == []
+    for use in (files.show, files.path):
+        with pytest.raises(NotFound, match=added.id):
+            use(added.id)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("a/b/../rows.jsonl", "rows.jsonl"), ("C:\\data\\rows.jsonl", "rows.jsonl"), ("x" * 300, "x" * 255)],
+)
+async def test_a_name_is_no_path(files: Files, name: str, kept: str) -> None:
+    assert (await add(files, name=name)).filename == kept
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "told"),
+    [
+        (b"", "rows.jsonl", "is empty"),
+        (b"a", "", "no name"),
+        (b"a", "folder/", "no name"),
+        (b"a", "a\x1b[2J", "no name"),
+    ],
+)
+async def test_what_is_no_file_is_refused(files: Files, tmp_path: Path, content: bytes, name: str, told: str) -> None:
+    with pytest.raises(InvalidRequest, match=told):
+        await add(files, content, name)
+    assert names(tmp_path) == []
+
+
+async def test_there_is_a_largest_file_and_a_quota(files: Files, store: MemoryStore, tmp_path: Path) -> None:
+    with pytest.raises(TooLarge, match="1MiB"):
+        await files.add(pieces(bytes(2**20), b"x"), filename="a", purpose=Purpose.EVALS, actor="me")
+    small = made(store, tmp_path, room=7)
+    with pytest.raises(NoCapacity, match="disk_quota"):
+        await add(small)
+    assert names(tmp_path) == []
+    assert (await add(small, b"1234567")).size_bytes == 7
+
+
+async def test_a_start_deletes_what_an_earlier_life_left_half_done(
+    files: Files, store: MemoryStore, tmp_path: Path
+) -> None:
+    kept, lost = await add(files), await add(files)
+    incoming = await files.receive()
+    await incoming.write(b"half")
+    (tmp_path / "files" / "file-without-record").write_text("renamed, but not recorded")
+    (tmp_path / "files" / lost.id).unlink()
+    again = made(store, tmp_path)
+    await again.start()
+    await incoming.discard()
+    assert names(tmp_path) == [kept.id]
+    with pytest.raises(NotFound, match="gone from the disk"):
+        again.path(lost.id)
+    await again.remove(lost.id, actor="me")
+    assert again.all() == [kept]
+
+
+async def test_a_store_that_fails_leaves_no_file(files: Files, store: MemoryStore, tmp_path: Path) -> None:
+    await store.stop()
+    with pytest.raises(MocError):
+        await add(files)
+    assert (files.all(), names(tmp_path)) == ([], [])
+
+
+def test_a_full_disk_is_told_as_one() -> None:
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        with pytest.raises(NoCapacity, match="the disk is full"), disk_errors("writing a file"):
+            raise OSError(number, "full")
+    with pytest.raises(Internal, match="Input/output error"), disk_errors("writing a file"):
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_purpose_that_nobody_knows_is_refused() -> None:
+    assert Purpose.parse("fine-tune") is Purpose.FINE_TUNE
+    with pytest.raises(InvalidRequest, match="'batch'; there are fine-tune, evals, user_data"):
+        Purpose.parse("batch")
+
+
+async def test_a_disk_that_is_full_at_the_last_byte_leaves_nothing(files: Files, tmp_path: Path) -> None:
+    with open("/dev/full", "wb") as full:  # noqa: ASYNC230 - a disk that is always full
+        incoming = Incoming(files, tmp_path / "files" / ".new-file", full, room=ROOM, largest_bytes=2**20)
+        await incoming.write(b"all of it")
+        with pytest.raises(NoCapacity, match="the disk is full"):
+            await incoming.keep(filename="a", purpose=Purpose.EVALS, actor="me")
+        await incoming.discard()
+    assert (files.all(), names(tmp_path)) == ([], [])
