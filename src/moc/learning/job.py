@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from moc.kernel.errors import InvalidRequest
+
 
 class JobType(StrEnum):
     """`supervised` and `dpo` fine-tune, `evaluate` measures, `tune` searches, `script` runs any program."""
@@ -20,6 +22,10 @@ TRAINING = frozenset({JobType.SUPERVISED, JobType.DPO})
 
 COORDINATING = frozenset({JobType.TUNE})
 """Those whose work other jobs do: they take none of the places that `learning.max_parallel_jobs` counts."""
+
+
+RESULTS = ("adapter", "merged")
+"""What a training may end in."""
 
 
 class JobState(StrEnum):
@@ -115,6 +121,20 @@ class JobSpec:
     parent: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
 
+    def check(self) -> None:
+        """InvalidRequest when one of what all types have cannot be right."""
+        if not 1 <= self.priority <= 10:
+            raise InvalidRequest(f"priority is 1 (highest) to 10, not {self.priority}")
+        if not 0 <= self.seed < 2**32:
+            raise InvalidRequest(f"seed is 0 to {2**32 - 1}, not {self.seed}")
+        if self.memory_bytes is not None and not 0 < self.memory_bytes <= 2**53:
+            raise InvalidRequest(f"memory is some bytes, not {self.memory_bytes}")
+        if self.result not in RESULTS:
+            raise InvalidRequest(f"result is {' or '.join(RESULTS)}, not {self.result[:40]!r}")
+        long = any(len(key) > 64 or len(value) > 512 for key, value in self.metadata.items())
+        if long or len(self.metadata) > 16:
+            raise InvalidRequest("metadata is up to 16 names of up to 64 characters with up to 512 characters each")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
@@ -122,7 +142,8 @@ class Attempt:
 
     `pid` and `process_started_at` name its process beyond doubt, on `host`. It has the lease `lease_id` with
     `lease_token` of `bytes` on `device`. `heartbeat_at` is when its runner last saw it alive. `read_bytes` is how much
-    of what it told was taken up. It began after `first_step` steps and came to `last_step`.
+    of what it told was taken up, `told` the result or the error it told last. It began after `first_step` steps and
+    came to `last_step`.
     """
 
     number: int
@@ -136,6 +157,7 @@ class Attempt:
     bytes: int = 0
     heartbeat_at: float = 0.0
     read_bytes: int = 0
+    told: dict[str, Any] = field(default_factory=dict)
     first_step: int = 0
     last_step: int = 0
     ended_at: float = 0.0
@@ -180,8 +202,8 @@ class Outcome:
 class Job:
     """A job, as it is recorded. `attempts` are the last ones, the current one last; `attempt_count` counts all.
 
-    `waits_for` says why it does not run, `fruitless` how many attempts in a row came no step further. `event_count`
-    is the number of the last event it was given.
+    `waits_for` says why it does not run, `fruitless` how many attempts in a row came no step further. `wish_reason` is
+    why something was asked of it. `event_count` is the number of the last event it was given.
     """
 
     id: str
@@ -194,6 +216,7 @@ class Job:
     changed_at: float
     message: str = ""
     wish: Wish = Wish.NONE
+    wish_reason: Reason = Reason.REQUESTED
     idempotency_key: str = ""
     queued_at: float = 0.0
     started_at: float = 0.0
@@ -211,6 +234,11 @@ class Job:
     def attempt(self) -> Attempt | None:
         """The one that runs, None when none does."""
         return self.attempts[-1] if self.attempts and not self.attempts[-1].outcome else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will become of it."""
+        return self.state in ENDED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

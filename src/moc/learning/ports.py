@@ -28,10 +28,10 @@ class ClusterSeat(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """A program to be started in `folder`, the job's own; see docs/reference/jobs.md for what it is told.
+    """A program to be started in `folder`, the job's own; see docs/reference/job-programs.md for what it is told.
 
-    `task` is what a program of ours is to do, as JSON; `command` the user's own, for scripts. `gpus` is what CUDA
-    calls the GPUs it may see.
+    `task` is what a program of ours is to do, as JSON; `command` the user's own, for scripts, which runs in `workdir`
+    or else in `folder`. It has `bytes` on `device`; `gpus` is what CUDA calls the GPUs it may see.
     """
 
     job_id: str
@@ -39,7 +39,11 @@ class Order:
     folder: Path
     type: str
     task: Mapping[str, Any]
+    seed: int = 0
+    device: str = ""
+    bytes: int = 0
     command: tuple[str, ...] = ()
+    workdir: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     gpus: tuple[str, ...] = ()
 
@@ -56,11 +60,13 @@ class Started:
 class Ending:
     """How a program ended: its exit status, negative for a signal, None when nobody was there to see it.
 
-    `log` is the last it wrote, for whoever has to be told why.
+    `log` is the last it wrote, for whoever has to be told why. `starved`: the system killed processes for want of
+    memory while it ran.
     """
 
     status: int | None
     log: str = ""
+    starved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +82,44 @@ STOPPED_STATUS = 75
 
 
 class Programs(Protocol):
-    """Programs of jobs as processes of this host, which outlive the coordinator."""
+    """Programs of jobs as processes of this host, which outlive the coordinator.
+
+    `folder` is that of an attempt: `attempts/<number>` in the folder of its job.
+    """
 
     async def start(self, order: Order) -> Started:
         """Start it; Unavailable when the system has no room for another process."""
         ...
 
+    async def find(self, folder: Path) -> Started | None:
+        """The one that runs for an attempt, among all processes: who started it may have died before it said so."""
+        ...
+
     async def look(self, folder: Path, process: Started) -> Ending | None:
-        """How it ended, None while it runs. What it left behind is killed before it counts as ended."""
+        """How it ended, None while it runs. What it left behind is killed before it counts as ended.
+
+        One that is gone, or never was, has ended.
+        """
         ...
 
     async def claim(self, folder: Path) -> None:
         """Say that somebody still wants it: a program nobody claims for `orphan_grace_s` saves and ends."""
         ...
 
-    async def news(self, folder: Path, attempt: int, after_bytes: int) -> News:
+    async def news(self, folder: Path, after_bytes: int) -> News:
         """What it told since then; a line that is not complete yet is left for the next time."""
         ...
 
     async def interrupt(self, folder: Path, process: Started) -> None:
-        """Ask it to save a checkpoint and end."""
+        """Ask it to save a checkpoint and end, halted or not."""
+        ...
+
+    def halt(self, process: Started) -> None:
+        """Have it stand still, with all it started; no error when it is gone."""
+        ...
+
+    def proceed(self, process: Started) -> None:
+        """Have it go on; no error when it does, or is gone."""
         ...
 
     async def kill(self, folder: Path, process: Started) -> None:
@@ -110,7 +134,7 @@ class Programs(Protocol):
         """What its process tree holds of main memory, 0 when that cannot be told."""
         ...
 
-    def log(self, folder: Path, attempt: int, *, tail_bytes: int) -> str:
+    def log(self, folder: Path, *, tail_bytes: int) -> str:
         """The last that an attempt wrote."""
         ...
 
@@ -169,7 +193,8 @@ class Base:
     """What a training starts from: a version with its files here.
 
     `path` is the file or folder of `runtime`; `adapters` are those it is served with, as in the option `lora`;
-    `spec` is what the version was registered with, as JSON.
+    `spec` is what the version was registered with, as JSON; `parameters` is how many weights it has, 0 when its
+    headers do not say.
     """
 
     reference: str
@@ -180,6 +205,7 @@ class Base:
     size_bytes: int
     adapters: tuple[Mapping[str, Any], ...] = ()
     spec: Mapping[str, Any] = field(default_factory=dict)
+    parameters: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,12 +225,20 @@ class Trained:
 class Registry(Protocol):
     """The models: what trainings start from and end in."""
 
+    def pin(self, reference: str) -> str:
+        """The version, `name@version`, that a name or an alias means now; NotFound, InvalidRequest as of `base`."""
+        ...
+
+    def check_name(self, name: str) -> None:
+        """InvalidRequest, Conflict when no model may be called that."""
+        ...
+
     async def base(self, reference: str) -> Base:
         """The version a reference names, its files brought here; NotFound, InvalidRequest when it cannot be trained."""
         ...
 
     async def register(self, trained: Trained) -> str:
-        """Make what was trained a version, with its lineage; its reference. Idempotent for a job."""
+        """Make what was trained a version, with its lineage; its reference. Idempotent for a job and a name."""
         ...
 
 
@@ -231,6 +265,7 @@ class Prepared:
     base: Base | None = None
     data_digest: str = ""
     command: tuple[str, ...] = ()
+    workdir: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     visits: bool = False
 

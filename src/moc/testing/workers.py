@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from moc.inference.request import Info, Reply, Request
 from moc.kernel.errors import InvalidRequest, LoadFailed, MocError, WorkerLost
 from moc.kernel.ids import new_id
-from moc.models.model import Artifact, ModelSpec, ModelVersion
+from moc.models.model import Artifact, ModelSpec, ModelVersion, adapters_of
 from moc.models.ports import Grant, Holding, Launch, Progress, Worker
 from moc.resilience.deadline import Deadline
 
@@ -224,9 +224,15 @@ class FakeSources:
         if artifact.path in self.changed:
             raise LoadFailed(f"{artifact.path} is gone or changed", reason="load_failed")
 
-    async def discard(self, artifact: Artifact) -> None:
+    async def verify_adapters(self, spec: ModelSpec) -> None:
+        """LoadFailed for one in `changed`."""
+        for adapter in adapters_of(spec.options):
+            if adapter.path in self.changed:
+                raise LoadFailed(f"{adapter.path} is gone or changed", reason="load_failed")
+
+    async def discard(self, path: str) -> None:
         """Remembered."""
-        self.discarded.append(artifact.path)
+        self.discarded.append(path)
 
 
 class FakeMemory:
