@@ -14,6 +14,7 @@ from moc.kernel.errors import Conflict, InvalidRequest, NotFound
 from moc.kernel.events import Event
 from moc.kernel.records import ABSENT, Op, Store, Table
 from moc.kernel.tasks import to_the_end
+from moc.models.lineage import Lineage
 from moc.models.model import (
     MOVES,
     NAME,
@@ -62,8 +63,33 @@ class _Versions:
     entries: dict[int, Entry] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A version that was trained here: the files it is served from, its adapters aside, and where it came from."""
+
+    artifact: Artifact
+    lineage: Lineage
+
+
 def _key(name: str, version: int) -> str:
     return f"{name}/{version:09d}"
+
+
+def _told(version: ModelVersion) -> dict[str, Any]:
+    """What its first event says of a version."""
+    lineage = version.lineage
+    origin = {} if lineage is None else {"base": lineage.base, "job": lineage.job}
+    return {"source": version.spec.source, **origin}
+
+
+def _same(versions: _Versions, spec: ModelSpec, anew: bool) -> Entry | None:
+    newest = versions.entries.get(max(versions.entries, default=0))
+    return newest if newest is not None and newest.version.spec == spec and not anew else None
+
+
+def _made_by(versions: _Versions, job: str) -> Entry | None:
+    lineages = ((entry, entry.version.lineage) for entry in versions.entries.values())
+    return next((entry for entry, lineage in lineages if lineage is not None and lineage.job == job), None)
 
 
 class Catalogue:
@@ -126,26 +152,38 @@ class Catalogue:
             raise NotFound(f"model {name!r} has no version {number}; it has {there}")
         return versions.entries[number]
 
-    async def add(self, name: str, spec: ModelSpec, *, actor: str, anew: bool = False) -> Entry:
-        """Register `spec` as the next version of `name`; unless `anew`, the newest again if its spec is the same."""
+    def check_name(self, name: str) -> None:
+        """InvalidRequest when no model can be called that, Conflict when none may now."""
         if NAME.fullmatch(name) is None:
             raise InvalidRequest(
                 f"not a model name: {name[:150]!r}; use up to 128 letters, digits, '.', '_' and '-', "
                 "a letter or digit first"
             )
-        async with self.naming:
-            for user in self._name_users:
-                user.check_free(name)
-            return await self._add(name, spec, actor=actor, anew=anew)
+        for user in self._name_users:
+            user.check_free(name)
 
-    async def _add(self, name: str, spec: ModelSpec, *, actor: str, anew: bool) -> Entry:
-        versions = self._cache.get(name) or _Versions()
-        newest = versions.entries.get(max(versions.entries, default=0))
-        if newest is not None and newest.version.spec == spec and not anew:
-            return newest
+    async def add(
+        self, name: str, spec: ModelSpec, *, actor: str, anew: bool = False, trained: Trained | None = None
+    ) -> Entry:
+        """Register `spec` as the next version of `name`; unless `anew`, the newest again if its spec is the same.
+
+        One that was `trained` here has its files from the first. Of one name a job makes one version only.
+        """
+        async with self.naming:
+            self.check_name(name)
+            versions = self._cache.get(name) or _Versions()
+            there = _same(versions, spec, anew) if trained is None else _made_by(versions, trained.lineage.job)
+            return there or await self._add(name, spec, versions, actor=actor, trained=trained)
+
+    async def _add(
+        self, name: str, spec: ModelSpec, versions: _Versions, *, actor: str, trained: Trained | None
+    ) -> Entry:
         number = versions.last_version + 1
         now = self._clock.wall()
         version = ModelVersion(name=name, version=number, spec=spec, created_at=now)
+        if trained is not None:
+            artifact = trained.artifact
+            version = replace(version, artifact=artifact, digest=digest_of(spec, artifact), lineage=trained.lineage)
         status = ModelStatus(state=State.REGISTERED, changed_at=now)
         key = _key(name, number)
 
@@ -159,7 +197,7 @@ class Catalogue:
             self._names.put(name, _Name(number), expect=versions.name_revision),
             self._versions.put(key, version, expect=ABSENT),
             self._statuses.put(key, status, expect=ABSENT),
-            event=Event(kind="model.registered", subject=version.reference, actor=actor, data={"source": spec.source}),
+            event=Event(kind="model.registered", subject=version.reference, actor=actor, data=_told(version)),
         )
         return versions.entries[number]
 
@@ -248,13 +286,14 @@ class Catalogue:
                 event=Event(kind="model.removed", subject=version.reference, actor=actor),
             )
 
-    def uses(self, artifact: Artifact) -> bool:
-        """Whether any version is made of these files."""
-        return any(
-            entry.version.artifact is not None and entry.version.artifact.path == artifact.path
+    def paths(self) -> set[str]:
+        """The files and folders that versions are made of."""
+        return {
+            path
             for versions in self._cache.values()
             for entry in versions.entries.values()
-        )
+            for path in entry.version.paths
+        }
 
     async def note(self, event: Event) -> None:
         """Record an event that changes nothing."""

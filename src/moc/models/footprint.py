@@ -179,7 +179,7 @@ def _llama_cpp(path: Path, options: Mapping[str, Any]) -> dict[str, int] | None:
     if not files:
         return None
     headers = [read_gguf(file) for file in files]
-    model = _Architecture(headers[0])
+    model = GgufArchitecture(headers[0])
     tensors = [tensor for header in headers for tensor in header.tensors]
     context = _integer(options, "context", 4096, low=64, high=2**24)
     slots = _integer(options, "slots", 4, low=1, high=256)
@@ -219,7 +219,7 @@ def _adapter_bytes(options: Mapping[str, Any]) -> int:
     return sum(Path(path).stat().st_size for path in paths if isinstance(path, str) and Path(path).is_file())
 
 
-def _compute_bytes(model: "_Architecture", context: int, cells: int, slots: int, *, embeddings: bool) -> int:
+def _compute_bytes(model: "GgufArchitecture", context: int, cells: int, slots: int, *, embeddings: bool) -> int:
     """llama.cpp's buffers for one piece of a prompt.
 
     At its widest a layer holds two feed-forward activations with their product and the residuals around them;
@@ -236,7 +236,7 @@ def _compute_bytes(model: "_Architecture", context: int, cells: int, slots: int,
     return 4 * floats + mask + output + scratch
 
 
-class _Architecture:
+class GgufArchitecture:
     """The numbers of a GGUF header that decide how much is needed beside the weights; 0 for what it does not say."""
 
     def __init__(self, header: Gguf) -> None:
@@ -248,13 +248,14 @@ class _Architecture:
         self.width = self._most("embedding_length")
         experts = self._most("expert_used_count") * self._most("expert_feed_forward_length")
         self.feed_forward = max(self._most("feed_forward_length"), experts)
+        self.layers = self._most("block_count")
 
     @property
     def cache_bytes_per_token(self) -> int:
         """Keys and values of one token in every layer that attends. A windowed layer counts as a full one."""
         if self._values.get(f"{self._name}.attention.causal") is False:
             return 0
-        layers, heads = self._most("block_count"), self._most("attention.head_count")
+        layers, heads = self.layers, self._most("attention.head_count")
         size = self.width // heads if heads else 0
         per_head = (self._most("attention.key_length") or size) + (self._most("attention.value_length") or size)
         listed = self._value("attention.head_count_kv")
@@ -268,7 +269,7 @@ class _Architecture:
         """What a recurrent model keeps of one sequence, however long it is."""
         inner, state = self._most("ssm.inner_size"), self._most("ssm.state_size")
         convolved = self._most("ssm.conv_kernel") * (inner + 2 * self._most("ssm.group_count") * state)
-        return 4 * self._most("block_count") * (inner * state + convolved)
+        return 4 * self.layers * (inner * state + convolved)
 
     def _value(self, key: str) -> Value | None:
         return self._values.get(f"{self._name}.{key}")

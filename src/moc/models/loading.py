@@ -67,6 +67,7 @@ class Loader:
 
     async def pull(self, slot: Slot) -> Artifact:
         """The version's files, as they were hashed; fetched again when the coordinator's copy is gone."""
+        await self._sources.verify_adapters(slot.entry.version.spec)
         entry = slot.entry
         if entry.version.artifact is not None:
             try:

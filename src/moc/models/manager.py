@@ -23,7 +23,7 @@ from moc.kernel.errors import (
     QueueFull,
 )
 from moc.kernel.tasks import Tasks, to_the_end
-from moc.models.catalogue import Catalogue, Entry
+from moc.models.catalogue import Catalogue, Entry, Trained
 from moc.models.footprints import Footprints
 from moc.models.loading import Loader
 from moc.models.model import REMOTE, FailReason, ModelSpec, State
@@ -214,13 +214,14 @@ class ModelManager:
 
     # what operators ask
 
-    async def add(self, name: str, spec: ModelSpec, *, actor: str) -> Entry:
+    async def add(self, name: str, spec: ModelSpec, *, actor: str, trained: Trained | None = None) -> Entry:
         """Register a version; `name` means the newest one as soon as that is ready.
 
         It is loaded at once if an older one is. The newest one's spec again is that version again, unless it is made
-        of a file that has changed since.
+        of a file that has changed since. One that was `trained` here: see `Catalogue.add`.
         """
-        entry = await self._catalogue.add(name, spec, actor=actor, anew=await self._loader.has_changed(name, spec))
+        anew = await self._loader.has_changed(name, spec)
+        entry = await self._catalogue.add(name, spec, actor=actor, anew=anew, trained=trained)
         self._roster.point(name)
         return entry
 
@@ -267,9 +268,8 @@ class ModelManager:
                 await self.unload(doomed.version.reference, NEVER, actor=actor, reason="Removed")
                 await self._catalogue.remove(doomed, actor=actor)
                 self._roster.forget(doomed)
-                artifact = doomed.version.artifact
-                if artifact is not None and not self._catalogue.uses(artifact):
-                    await self._sources.discard(artifact)
+                for path in {*doomed.version.paths} - self._catalogue.paths():
+                    await self._sources.discard(path)
 
     # loading
 

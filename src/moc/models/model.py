@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from moc.kernel.errors import InvalidRequest
+from moc.models.lineage import Lineage
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 RUNTIMES = ("llama_cpp", "onnx", "python", "transformers", "command", "remote")
@@ -92,8 +93,19 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """A file that is loaded with a model and changes its answers; `sha256` is empty when nobody vouched for it."""
+
+    path: str
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersion:
-    """An immutable version. `artifact` and `digest` are empty until it has been pulled, then never change."""
+    """An immutable version. `artifact` and `digest` are empty until it has been pulled, then never change.
+
+    One that was trained here has a `lineage`.
+    """
 
     name: str
     version: int
@@ -101,11 +113,18 @@ class ModelVersion:
     created_at: float
     artifact: Artifact | None = None
     digest: str = ""
+    lineage: Lineage | None = None
 
     @property
     def reference(self) -> str:
         """`name@version`."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All it is made of, each a file or a folder: its artifact, once that is here, and its adapters."""
+        own = () if self.artifact is None else (self.artifact.path,)
+        return (*own, *(adapter.path for adapter in adapters_of(self.spec.options)))
 
 
 class State(StrEnum):
@@ -158,8 +177,31 @@ def parse_reference(reference: str) -> tuple[str, int | None]:
     return name, int(version) if at else None
 
 
+def adapters_of(options: Mapping[str, Any]) -> list[Adapter]:
+    """The adapters that options of a runtime name in `lora`; what is none is left to the runtime to refuse."""
+    listed = options.get("lora")
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    return [
+        Adapter(path=entry["path"], sha256=str(entry.get("sha256") or ""))
+        for entry in entries
+        if isinstance(entry.get("path"), str)
+    ]
+
+
 def digest_of(spec: ModelSpec, artifact: Artifact) -> str:
-    """`sha256:…` over what decides a version's answers: runtime, options and the artifact's content."""
-    identity: Mapping[str, Any] = {"runtime": spec.runtime, "options": spec.options, "artifact": artifact.sha256}
+    """`sha256:…` over what decides a version's answers: runtime, options and the content of artifact and adapters.
+
+    Of an adapter without a hash it is the path that counts.
+    """
+    options = spec.options
+    if isinstance(options.get("lora"), list):
+        options = {**options, "lora": [_content_of(entry) for entry in options["lora"]]}
+    identity: Mapping[str, Any] = {"runtime": spec.runtime, "options": options, "artifact": artifact.sha256}
     encoded = msgspec.json.encode(identity, order="deterministic")
     return f"sha256:{hashlib.sha256(encoded).hexdigest()}"
+
+
+def _content_of(entry: Any) -> Any:
+    if isinstance(entry, dict) and entry.get("sha256"):
+        return {key: value for key, value in entry.items() if key != "path"}
+    return entry

@@ -217,8 +217,12 @@ class Sources(Protocol):
         """LoadFailed when the files are gone or are no longer what was hashed."""
         ...
 
-    async def discard(self, artifact: Artifact) -> None:
-        """Delete the files if they are the coordinator's own copy; leave a user's `file:` alone."""
+    async def verify_adapters(self, spec: ModelSpec) -> None:
+        """LoadFailed when an adapter whose hash `spec` tells is gone or is another."""
+        ...
+
+    async def discard(self, path: str) -> None:
+        """Delete a file or folder of versions if it is the coordinator's own; leave a user's `file:` alone."""
         ...
 
 

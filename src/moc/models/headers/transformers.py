@@ -22,13 +22,15 @@ class TransformersConfig:
         self.width = self._first("hidden_size", "n_embd", "d_model")
         self.feed_forward = self._first("intermediate_size", "n_inner", "ffn_dim") or 4 * self.width
         self.positions = self._first("max_position_embeddings", "n_positions")
+        self.layers = self._first("num_hidden_layers", "n_layer")
+        self.vocabulary = self._first("vocab_size")
 
     @property
     def cache_elements_per_token(self) -> int:
         """Numbers in the keys and values of one token in all layers."""
-        layers, heads = self._first("num_hidden_layers", "n_layer"), self._first("num_attention_heads", "n_head")
+        heads = self._first("num_attention_heads", "n_head")
         size = self._first("head_dim") or (self.width // heads if heads else 0)
-        return 2 * layers * (self._first("num_key_value_heads") or heads) * size
+        return 2 * self.layers * (self._first("num_key_value_heads") or heads) * size
 
     def _first(self, *names: str) -> int:
         found = (self._given.get(name) for name in names)

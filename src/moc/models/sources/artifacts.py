@@ -1,14 +1,15 @@
 """Every kind of source behind one port."""
 
+import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from moc.kernel.errors import InvalidRequest
-from moc.models.model import REMOTE, Artifact, ModelSpec
+from moc.models.model import REMOTE, Adapter, Artifact, ModelSpec, adapters_of
 from moc.models.ports import Progress
+from moc.models.results import Results
 from moc.models.sources.background import Job, in_thread
 from moc.models.sources.blobs import Blobs
 from moc.models.sources.bounds import Bounds
@@ -39,7 +40,7 @@ class ArtifactSources:
 
     `bounds` say what untrusted callers may name, and where any download may go; relative paths start at
     `base_dir`; no artifact may have more than `size_limit_bytes`. With `rehash`, `verify` reads every byte
-    each time, else only where size or time have changed.
+    each time, else only where size or time have changed. `results` has what was trained here.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class ArtifactSources:
         base_dir: Path,
         size_limit_bytes: int,
         rehash: bool = False,
+        results: Results | None = None,
     ) -> None:
         self._blobs = Blobs(blob_dir)
+        self._results = results
         self._bounds = bounds
         self._base_dir = base_dir
         self._size_limit_bytes = size_limit_bytes
@@ -68,6 +71,8 @@ class ArtifactSources:
             check_upstream(spec, self._bounds, trusted=trusted)
             return
         source = parse_source(spec.source) if spec.source else None
+        for adapter in adapters_of(spec.options):
+            parse_sha256(adapter.sha256 or None)
         path = self._locate(source) if isinstance(source, FileSource) else None
         if trusted:
             return
@@ -79,8 +84,8 @@ class ArtifactSources:
             self._bounds.check_file(path)
         if isinstance(source, WebSource):
             self._bounds.check_host(*source.address)
-        for file in _files_in(spec.options):
-            self._bounds.check_file((self._base_dir / file).resolve())
+        for adapter in adapters_of(spec.options):
+            self._bounds.check_file((self._base_dir / adapter.path).resolve())
 
     def check_address(self, host: str, port: int, address: str) -> None:
         """LoadFailed when a host turns out to be at an address that nothing may be fetched from or sent to."""
@@ -108,11 +113,20 @@ class ArtifactSources:
             return
         await in_thread(partial(self._verify, artifact))
 
-    async def discard(self, artifact: Artifact) -> None:
-        """Delete the coordinator's copy, if that is what it is; no error when it is gone."""
-        if self._blobs.owns(Path(artifact.path)):
-            with disk_errors(f"deleting {artifact.path}"):
-                await in_thread(lambda _: self._blobs.delete(artifact.sha256))
+    async def verify_adapters(self, spec: ModelSpec) -> None:
+        """LoadFailed unless the adapters whose hash `spec` tells are those; read once, and again when they change."""
+        hashed = [adapter for adapter in adapters_of(spec.options) if adapter.sha256]
+        if hashed:
+            await in_thread(partial(self._verify_adapters, hashed))
+
+    async def discard(self, path: str) -> None:
+        """Delete the coordinator's copy, or what it trained, if that is what it is; no error when it is gone."""
+        found = Path(path)
+        with disk_errors(f"deleting {path}"):
+            if self._blobs.owns(found):
+                await in_thread(lambda _: self._blobs.delete(found.name))
+            elif self._results is not None and self._results.owns(found):
+                await asyncio.to_thread(self._results.delete, found)
 
     def _locate(self, source: FileSource) -> Path:
         try:
@@ -183,9 +197,15 @@ class ArtifactSources:
             raise failed(f"{path} is no longer what was registered (sha256 {artifact.sha256}); {cure}")
         self._verified[key] = found
 
-
-def _files_in(options: Mapping[str, Any]) -> list[str]:
-    """The files that options of a runtime name: adapters."""
-    adapters = options.get("lora")
-    entries = adapters if isinstance(adapters, list) else []
-    return [entry["path"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("path"), str)]
+    def _verify_adapters(self, adapters: Sequence[Adapter], job: Job) -> None:
+        for adapter in adapters:
+            path, key = self._base_dir / adapter.path, (adapter.path, adapter.sha256)
+            try:
+                if self._verified.get(key) == measure(path) and not self._rehash:
+                    continue
+                sha256, found = hash_of(path, job)
+            except OSError as error:
+                raise failed(f"the adapter {path} cannot be read ({error.strerror}); put it back") from None
+            if sha256 != parse_sha256(adapter.sha256):
+                raise failed(f"the adapter {path} is no longer what was registered (sha256 {adapter.sha256})")
+            self._verified[key] = found

@@ -1,0 +1,200 @@
+"""Tasks of the lm-evaluation-harness over local rows, asked of the public API. Importing this brings the harness in."""
+
+import asyncio
+import hashlib
+import math
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from moc.kernel.errors import Cancelled, InvalidRequest
+from moc.learning.scoring import Record, TaskResult
+from moc.learning.statistics import wilson
+from moc.learning.suite import Harness
+from moc.workers.trainers.endpoint import Endpoint
+from moc.workers.trainers.records import Records
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+DRAWS = 1_000
+"""How often the harness draws for a standard error that it has no formula for."""
+
+MAX_TOKENS = 256
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How the harness reaches the model: its requests, answered in `loop`, `concurrency` at once.
+
+    What was answered is kept in `answers`, and not asked again by the next attempt.
+    """
+
+    endpoint: Endpoint
+    loop: asyncio.AbstractEventLoop
+    answers: Records
+    concurrency: int
+
+
+def run(task: Harness, rows: Path | None, way: Way, records: Records, *, scratch: Path, seed: int) -> TaskResult:
+    """What the task comes to, its items in `records`; blocks. InvalidRequest when the harness cannot work on it."""
+    os.environ |= {**OFFLINE, "HF_HOME": str(scratch)}
+    import jinja2.sandbox
+    import lm_eval
+    from lm_eval import utils
+    from lm_eval.tasks import TaskManager
+
+    # a template of a task is no reason to trust it with this process
+    shut = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    shut.filters["regex_replace"] = utils.regex_replace
+    utils.env = shut
+    if rows is None:
+        raise InvalidRequest(f"the task {task.name} has no `data`")
+    config = {
+        **task.config,
+        "task": task.name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(rows)}},
+        "test_split": "test",
+    }
+    try:
+        found = lm_eval.simple_evaluate(
+            model=_model(way),
+            tasks=[config],
+            task_manager=TaskManager(include_defaults=False),
+            limit=task.limit,
+            bootstrap_iters=DRAWS,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    except (KeyError, TypeError, ValueError, jinja2.TemplateError) as error:
+        raise InvalidRequest(f"the harness cannot work on the task {task.name}: {error}") from error
+    main = _main_metric(task, found["results"][task.name])
+    made = [_record(task.name, sample, main) for sample in found["samples"][task.name]]
+    for record in made:
+        records.add(record)
+    return _result(found["results"][task.name], main, [record.score for record in made])
+
+
+def _model(way: Way) -> Any:
+    from lm_eval.api.model import LM
+
+    class Served(LM):
+        """A model behind the API."""
+
+        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+            def ask(context: str, continuation: str) -> Awaitable[Any]:
+                return _likelihood(way.endpoint, context + continuation, len(context))
+
+            return [(total, greedy) for total, greedy in _answered(way, "loglikelihood", requests, ask)]
+
+        def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+            def ask(text: str) -> Awaitable[Any]:
+                return _likelihood(way.endpoint, text, 0)
+
+            return [total for total, _ in _answered(way, "rolling", requests, ask)]
+
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            def ask(context: str, how: Mapping[str, Any]) -> Awaitable[Any]:
+                return _text(way.endpoint, context, how)
+
+            return _answered(way, "generate", requests, ask)
+
+    return Served()
+
+
+def _answered(way: Way, method: str, requests: Sequence[Any], ask: Callable[..., Awaitable[Any]]) -> list[Any]:
+    """The answers to requests in their order; those that were answered once are not asked again."""
+    known = way.answers.of(method)
+    room = asyncio.Semaphore(way.concurrency)
+
+    async def one(arguments: tuple[Any, ...]) -> Any:
+        name = hashlib.sha256(msgspec.json.encode(arguments)).hexdigest()
+        if name in known:
+            return known[name].got
+        async with room:
+            got = await ask(*arguments)
+        await asyncio.to_thread(way.answers.add, Record(task=method, id=name, got=got))
+        return got
+
+    async def every() -> list[Any]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(request.args)) for request in requests]
+        return [task.result() for task in tasks]
+
+    try:
+        return asyncio.run_coroutine_threadsafe(every(), way.loop).result()
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    except asyncio.CancelledError:
+        raise Cancelled("the evaluation was stopped") from None
+
+
+async def _likelihood(endpoint: Endpoint, text: str, begin: int) -> tuple[float, bool]:
+    found = await endpoint.likelihood(text, begin)
+    return sum(found.logprobs), found.greedy
+
+
+async def _text(endpoint: Endpoint, prompt: str, how: Mapping[str, Any]) -> str:
+    until = how.get("until") or []
+    options = {
+        "max_tokens": int(how.get("max_gen_toks") or MAX_TOKENS),
+        "temperature": float(how.get("temperature") or 0.0),
+        "stop": [until] if isinstance(until, str) else list(until),
+    }
+    return (await endpoint.answer(prompt, options, chat=False)).text
+
+
+def _main_metric(task: Harness, results: Mapping[str, Any]) -> str:
+    """The first one it names, as the harness calls it among the results."""
+    listed = [entry["metric"] for entry in task.config.get("metric_list") or []]
+    found = [name for name in results if "," in name and "_stderr," not in name]
+    chosen = next((name for wanted in listed for name in found if name.partition(",")[0] == wanted), None)
+    if chosen is None and not found:
+        raise InvalidRequest(f"the harness measured nothing in the task {task.name}")
+    return chosen or found[0]
+
+
+def _record(task: str, sample: Mapping[str, Any], main: str) -> Record:
+    score = sample.get(main.partition(",")[0])
+    prompt = sample["arguments"][0][0] if sample["arguments"] else ""
+    return Record(
+        task=task,
+        id=str(sample["doc_id"]),
+        prompt_sha256=hashlib.sha256(str(prompt).encode()).hexdigest(),
+        expected=str(sample["target"]),
+        got=str(sample["filtered_resps"]),
+        score=_number(score),
+    )
+
+
+def _result(results: Mapping[str, Any], main: str, scores: Sequence[float | None]) -> TaskResult:
+    metric, _, way = main.partition(",")
+    score = float(results[main])
+    stderr = _number(results.get(f"{metric}_stderr,{way}")) or 0.0
+    interval = (score - 1.96 * stderr, score + 1.96 * stderr)
+    if set(scores) <= {0.0, 1.0}:  # where all were right, or none, the harness knows of no error
+        interval = wilson(scores.count(1.0), len(scores))
+    others = {name: number for name, value in results.items() if (number := _number(value)) is not None}
+    return TaskResult(
+        metric=metric,
+        score=score,
+        stderr=stderr,
+        ci95=interval,
+        n=len(scores),
+        more={name.removesuffix(",none"): number for name, number in others.items() if "," in name and name != main},
+    )
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None

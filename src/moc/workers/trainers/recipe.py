@@ -1,0 +1,104 @@
+"""How TRL is to train: its settings, of our hyperparameters."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from peft import LoraConfig
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from moc.workers.trainers.watcher import Watcher
+
+TENTH = 0.1
+"""Where TRL is given a share in place of steps, it is one of all steps."""
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A training: its hyperparameters, its seed, where it computes (`cpu` or `cuda`), and where TRL may write."""
+
+    hyperparameters: Mapping[str, Any]
+    seed: int
+    device: str
+    scratch: Path
+
+    @property
+    def has_bfloat16(self) -> bool:
+        return self.device == "cuda" and torch.cuda.is_bf16_supported()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weights: half as wide where they stay as they are and the device can."""
+        return torch.bfloat16 if self.has_bfloat16 and self.hyperparameters["method"] == "lora" else torch.float32
+
+    def supervised(self, network: Any, tokenizer: Any, training: Rows, validation: Rows, watcher: Watcher) -> Any:
+        """A trainer for examples, as tokens with labels."""
+        arguments = SFTConfig(**self._arguments(validate=bool(validation)))
+        return SFTTrainer(args=arguments, **self._parts(network, tokenizer, training, validation, watcher))
+
+    def dpo(self, network: Any, tokenizer: Any, training: Rows, validation: Rows, watcher: Watcher) -> Any:
+        """A trainer for preferences; what the network was before is it without its adapter, or as told beforehand."""
+        full = self.hyperparameters["method"] == "full"
+        arguments = DPOConfig(
+            **self._arguments(validate=bool(validation)),
+            beta=self.hyperparameters["beta"],
+            precompute_ref_log_probs=full,
+        )
+        return DPOTrainer(args=arguments, **self._parts(network, tokenizer, training, validation, watcher))
+
+    def _parts(
+        self, network: Any, tokenizer: Any, training: Rows, validation: Rows, watcher: Watcher
+    ) -> dict[str, Any]:
+        return {
+            "model": network,
+            "processing_class": tokenizer,
+            "train_dataset": datasets.Dataset.from_list(list(training)),
+            "eval_dataset": datasets.Dataset.from_list(list(validation)) if validation else None,
+            "peft_config": self._lora() if self.hyperparameters["method"] == "lora" else None,
+            "callbacks": [watcher],
+        }
+
+    def _lora(self) -> LoraConfig:
+        given = self.hyperparameters
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=given["lora_rank"],
+            lora_alpha=given["lora_alpha"],
+            lora_dropout=given["lora_dropout"],
+            target_modules=given["lora_targets"],
+        )
+
+    def _arguments(self, *, validate: bool) -> dict[str, Any]:
+        given = self.hyperparameters
+        return {
+            "output_dir": str(self.scratch),
+            "num_train_epochs": given["epochs"],
+            "max_steps": given["max_steps"] or -1,
+            "per_device_train_batch_size": given["batch_size"],
+            "per_device_eval_batch_size": given["batch_size"],
+            "gradient_accumulation_steps": given["gradient_accumulation"],
+            "learning_rate": given["learning_rate"] * given["learning_rate_multiplier"],
+            "lr_scheduler_type": "constant_with_warmup" if given["scheduler"] == "constant" else given["scheduler"],
+            "warmup_steps": given["warmup_ratio"],
+            "weight_decay": given["weight_decay"],
+            "max_length": given["max_length"],
+            "gradient_checkpointing": given["gradient_checkpointing"],
+            "seed": self.seed,
+            "data_seed": self.seed,
+            "use_cpu": self.device == "cpu",
+            "bf16": self.has_bfloat16,
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "eval_strategy": "steps" if validate else "no",
+            "eval_steps": given["eval_steps"] or TENTH,
+            "save_strategy": "steps",
+            "save_steps": given["checkpoint_steps"] or TENTH,
+            "dataloader_pin_memory": False,
+            "disable_tqdm": True,
+            "report_to": [],
+        }
