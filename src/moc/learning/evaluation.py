@@ -1,0 +1,79 @@
+"""Jobs of the type `evaluate`: a suite put to a model through the public API."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from moc.kernel.errors import InvalidRequest, NotFound
+from moc.learning.files import Files
+from moc.learning.job import Job, JobSpec, Outcome
+from moc.learning.ports import Prepared
+from moc.learning.suite import Harness, Suite, items_of
+
+OPTIONS = frozenset({"suite"})
+ITEMS_FILE = Path("output/items.jsonl")
+"""Where in a job's folder its items are, a `scoring.Record` a line; the last of an item is what counts."""
+
+
+class Evaluation:
+    """Implements `Kind`. Its option `suite` is what `Suite.parse` takes; `known` tells whether a model may be asked."""
+
+    def __init__(self, *, files: Files, known: Callable[[str], bool]) -> None:
+        self._files = files
+        self._known = known
+
+    async def check(self, spec: JobSpec) -> JobSpec:
+        """See `Kind.check`."""
+        if not spec.model:
+            raise InvalidRequest("an evaluation has a `model`: a name, a version or an alias")
+        if not self._known(spec.model):
+            raise NotFound(f"there is no model {spec.model[:128]!r}; `moc models list` shows those there are")
+        unknown = sorted(spec.options.keys() - OPTIONS)
+        if unknown or "suite" not in spec.options:
+            raise InvalidRequest(f"an evaluation has the option `suite`, not {unknown[0]!r}" if unknown else _NO_SUITE)
+        suite = Suite.parse(spec.options["suite"])
+        for file_id in suite.files:
+            self._files.show(file_id)
+        return replace(spec, options={"suite": msgspec.to_builtins(suite)})
+
+    async def prepare(self, job: Job, folder: Path) -> Prepared:
+        """See `Kind.prepare`."""
+        suite = Suite.parse(job.spec.options["suite"])
+        paths = {file_id: self._files.path(file_id) for file_id in suite.files}
+        await asyncio.to_thread(_check_items, suite, paths)
+        return Prepared(
+            task={
+                "model": job.spec.model,
+                "suite": job.spec.options["suite"],
+                "files": {file_id: str(path) for file_id, path in paths.items()},
+            },
+            data_digest=self._digest(suite),
+            visits=True,
+        )
+
+    async def finish(self, job: Job, prepared: Prepared, told: Mapping[str, Any], folder: Path) -> Outcome:
+        """What each task came to in `data`, with the digest of what was measured by."""
+        data = dict(told.get("data") or {})
+        suite = prepared.task["suite"]["name"]
+        return Outcome(
+            metrics=dict(told.get("metrics") or {}),
+            data={"tasks": data.get("tasks", {}), "suite": suite, "suite_digest": prepared.data_digest},
+        )
+
+    def _digest(self, suite: Suite) -> str:
+        document = suite.with_contents({file_id: self._files.show(file_id).sha256 for file_id in suite.files})
+        return f"sha256:{hashlib.sha256(msgspec.json.encode(document, order='sorted')).hexdigest()}"
+
+
+_NO_SUITE = "an evaluation has the option `suite`; see docs/reference/suites.md"
+
+
+def _check_items(suite: Suite, paths: Mapping[str, Path]) -> None:
+    for task in suite.tasks:
+        if not isinstance(task, Harness):  # whose rows may be anything
+            items_of(task, paths)

@@ -1,0 +1,190 @@
+"""What an answer is worth, and what the answers to a task come to."""
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, Final
+
+import msgspec
+
+from moc.kernel.errors import InvalidRequest
+from moc.learning.statistics import (
+    Interval,
+    Paired,
+    bootstrap,
+    mcnemar,
+    mean,
+    paired_bootstrap,
+    quantile,
+    standard_error,
+    wilson,
+)
+from moc.learning.suite import Answering, Choice, Contains, ExactMatch, JsonSchema, MultipleChoice, Question, Regex
+
+ACCURACY: Final = "accuracy"
+PERPLEXITY: Final = "perplexity"
+LATENCY: Final = "p95_ms"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of an item: a line of a run's items.
+
+    `score` is 0 or 1; of a perplexity the negative log-likelihood of the text, which has `tokens`; of a latency its
+    milliseconds; null when the item failed with an `error`. `model` and `digest` are of the version that answered.
+    """
+
+    task: str
+    id: str
+    prompt_sha256: str = ""
+    expected: Any = None
+    got: Any = None
+    score: float | None = None
+    tokens: int = 0
+    logprobs: tuple[float, ...] = ()
+    first_token_ms: float | None = None
+    latency_ms: float = 0.0
+    model: str = ""
+    digest: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskResult:
+    """What a task came to: its `metric`, with the standard error and the 95 % interval, of `n` items.
+
+    `errors` are items without a score, which are not among them. `more` are other numbers by their names.
+    """
+
+    metric: str
+    score: float
+    stderr: float
+    ci95: Interval
+    n: int
+    errors: int = 0
+    more: Mapping[str, float] = field(default_factory=dict)
+
+
+def normalised(text: str, ignore: Sequence[str]) -> str:
+    """A text without what is to make no difference; white space around it never does."""
+    if "case" in ignore:
+        text = text.casefold()
+    if "punctuation" in ignore:
+        text = "".join(character for character in text if not unicodedata.category(character).startswith("P"))
+    if "whitespace" in ignore:
+        text = " ".join(text.split())
+    return text.strip()
+
+
+def right(task: Answering, item: Any, got: str) -> bool:
+    """Whether an answer is right."""
+    match task, item:
+        case ExactMatch(), Question():
+            return normalised(got, task.ignore) in {normalised(one, task.ignore) for one in item.right}
+        case Contains(), Question():
+            whole = normalised(got, task.ignore)
+            found = [normalised(one, task.ignore) in whole for one in item.right]
+            return all(found) if task.all else any(found)
+        case Regex(), Question():
+            find = re.fullmatch if task.whole else re.search
+            return any(find(pattern, got) for pattern in item.right)
+        case JsonSchema(), _:
+            return _is_valid(task.schema, got)
+    raise AssertionError(f"{type(task).__name__} has no such items")
+
+
+def likeliest(task: MultipleChoice, item: Choice, logprobs: Sequence[float], tokens: Sequence[int]) -> int:
+    """The place of the choice that the model would rather say."""
+    lengths: Sequence[int] = {
+        "none": [1] * len(logprobs),
+        "tokens": tokens,
+        "characters": [len(choice) for choice in item.choices],
+    }[task.normalise]
+    scores = [logprob / max(1, length) for logprob, length in zip(logprobs, lengths, strict=True)]
+    return scores.index(max(scores))
+
+
+def summed_up(metric: str, records: Sequence[Record], *, seed: int) -> TaskResult:
+    """What the records of a task come to."""
+    scored = [record for record in records if record.score is not None]
+    errors = len(records) - len(scored)
+    if not scored:
+        return TaskResult(metric=metric, score=0.0, stderr=0.0, ci95=(0.0, 0.0), n=0, errors=errors)
+    more = {"latency_mean_ms": fmean(record.latency_ms for record in scored)}
+    if metric == ACCURACY:
+        values = [_score(record) for record in scored]
+        interval = wilson(sum(value > 0 for value in values), len(values))
+        return TaskResult(
+            metric=metric, score=fmean(values), stderr=standard_error(values), ci95=interval, n=len(scored),
+            errors=errors, more=more,
+        )  # fmt: skip
+    statistic = STATISTICS[metric]
+    stderr, interval = bootstrap(scored, statistic, seed=seed)
+    return TaskResult(
+        metric=metric, score=statistic(scored), stderr=stderr, ci95=interval, n=len(scored), errors=errors,
+        more=more | _details(metric, scored),
+    )  # fmt: skip
+
+
+def compared(metric: str, first: Sequence[Record], second: Sequence[Record], *, seed: int) -> Paired:
+    """Whether two runs differ on the same items, at least one, all of them scored."""
+    if metric not in (PERPLEXITY, LATENCY) and all(record.score in (0, 1) for record in (*first, *second)):
+        return mcnemar([record.score == 1 for record in first], [record.score == 1 for record in second])
+    return paired_bootstrap(first, second, STATISTICS.get(metric, _mean_score), seed=seed)
+
+
+def _score(record: Record) -> float:
+    assert record.score is not None, "only what was scored is counted"  # noqa: S101
+    return record.score
+
+
+def _mean_score(records: Sequence[Record]) -> float:
+    return mean([_score(record) for record in records])
+
+
+def _perplexity(records: Sequence[Record]) -> float:
+    per_token = sum(map(_score, records)) / max(1, sum(record.tokens for record in records))
+    return math.exp(min(per_token, 700.0))  # what is more has no number
+
+
+def _p95(records: Sequence[Record]) -> float:
+    return quantile([_score(record) for record in records], 0.95)
+
+
+STATISTICS: Final[Mapping[str, Callable[[Sequence[Record]], float]]] = {
+    ACCURACY: _mean_score,
+    PERPLEXITY: _perplexity,
+    LATENCY: _p95,
+}
+"""What a metric is of the records of a task; one of the harness is taken for their mean."""
+
+
+def _details(metric: str, records: Sequence[Record]) -> dict[str, float]:
+    tokens = float(sum(record.tokens for record in records))
+    if metric != LATENCY:
+        return {"tokens": tokens}
+    first = [record.first_token_ms for record in records if record.first_token_ms is not None]
+    took = [_score(record) for record in records]
+    return {
+        "p50_ms": quantile(took, 0.5),
+        "first_token_p50_ms": quantile(first, 0.5) if first else 0.0,
+        "first_token_p95_ms": quantile(first, 0.95) if first else 0.0,
+        "tokens_per_s": tokens / max(1e-9, sum(took) / 1000),
+    }
+
+
+def _is_valid(schema: Mapping[str, Any], got: str) -> bool:
+    import jsonschema  # an extra, and only this task needs it
+    import referencing
+
+    kind = jsonschema.validators.validator_for(schema)
+    try:
+        kind.check_schema(schema)
+        # of a registry of its own nothing is fetched, wherever a `$ref` leads
+        return bool(kind(schema, registry=referencing.Registry()).is_valid(msgspec.json.decode(got)))
+    except (jsonschema.SchemaError, referencing.exceptions.Unresolvable) as error:
+        raise InvalidRequest(f"the schema is none: {' '.join(str(error).split())[:200]}") from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False

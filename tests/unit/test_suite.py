@@ -1,0 +1,121 @@
+"""Suites: what they say, what is refused of them, and where."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moc.cli.evaluate import suite_document
+from moc.kernel.errors import InvalidRequest
+from moc.learning.suite import Choice, Question, Suite, items_of
+
+QUESTION = {"prompt": "2+2?", "expected": "4"}
+CHOICE = {"prompt": "The sky is", "choices": ["blue", "green"], "answer": "blue"}
+
+
+def suite(*tasks: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {"name": "s", "tasks": [{"name": f"t{number}", **task} for number, task in enumerate(tasks)], **fields}
+
+
+def exact(**fields: Any) -> dict[str, Any]:
+    return {"type": "exact_match", "items": [QUESTION], **fields}
+
+
+def test_a_suite_has_defaults_and_items_have_ids() -> None:
+    parsed = Suite.parse(suite(exact(), {"type": "multiple_choice", "items": [CHOICE, {**CHOICE, "id": "sky"}]}))
+    assert parsed.defaults.max_tokens == 128
+    assert [item.id for item in items_of(parsed.tasks[0], {})] == ["0"]
+    assert [item.id for item in items_of(parsed.tasks[1], {})] == ["0", "sky"]
+
+
+def test_items_of_a_file_come_after_those_of_the_suite(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.write_text(f"{json.dumps(QUESTION)}\n\n{json.dumps({**QUESTION, 'id': 'x'})}\n")
+    (task,) = Suite.parse(suite(exact(data={"file": "file-1"}))).tasks
+    assert [item.id for item in items_of(task, {"file-1": data})] == ["0", "1", "x"]
+    (task,) = Suite.parse(suite(exact(data={"file": "file-1"}, limit=2))).tasks
+    assert len(items_of(task, {"file-1": data})) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'{"prompt": "a", "expcted": "b"}', "line 1 .*did you mean `expected`"),
+        (b'\n{"prompt": "a"', "line 2 .*no JSON"),
+        (b'{"prompt": "\xff", "expected": "b"}', "line 1 .*no JSON"),
+        (b'{"id": "0", "prompt": "a", "expected": "b"}', "same id"),
+        (b'{"prompt": "a", "expected": []}', "names nothing"),
+        (b"1", "line 1"),
+        (b'{"prompt": "' + b"a" * 2**20 + b'"}', "at most"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, content: bytes, told: str) -> None:
+    data = tmp_path / "data"
+    data.write_bytes(content)
+    (task,) = Suite.parse(suite(exact(data={"file": "file-1"}))).tasks
+    with pytest.raises(InvalidRequest, match=told):
+        items_of(task, {"file-1": data})
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        ({"name": "s", "taskz": []}, "did you mean `tasks`"),
+        (suite(), "tasks"),
+        (suite(exact(ignored=["case"])), r"tasks\[0\]: .*did you mean `ignore`"),
+        (suite(exact(ignore=["colour"])), r"tasks\[0\].ignore"),
+        (suite({"type": "exactly"}), "there are exact_match, contains"),
+        (suite(exact(items=[])), "neither `items` nor `data`"),
+        (suite(exact(items=[{"prompt": "a"}])), r"tasks\[0\].items\[0\]: .*`expected`"),
+        (suite(exact(name="same"), exact(name="same")), "same name"),
+        (suite(exact(max_tokens=0)), r"tasks\[0\].max_tokens"),
+        (suite({"type": "multiple_choice", "items": [{**CHOICE, "answer": "red"}]}), "none of the 2 choices"),
+        (suite({"type": "multiple_choice", "items": [{**CHOICE, "answer": 2}]}), "none of the 2 choices"),
+        (suite({"type": "regex", "items": [{"prompt": "a", "expected": "("}]}), "no pattern"),
+        (
+            suite(exact(api="completion", items=[{"prompt": [{"role": "user", "content": "a"}], "expected": "b"}])),
+            "chat",
+        ),
+        (suite({"type": "harness", "data": {"file": "f"}, "config": {"process_docs": "x"}}), "`process_docs` is not"),
+        (
+            suite({"type": "harness", "data": {"file": "f"}, "config": {"metric_list": [{"metric": "code_eval"}]}}),
+            "'code_eval' is not taken",
+        ),
+        (
+            suite({"type": "harness", "data": {"file": "f"}, "config": {"metric_list": [{"hf_evaluate": True}]}}),
+            "`hf_evaluate` is not",
+        ),
+        ([], "Expected `object`"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(document: Any, told: str) -> None:
+    with pytest.raises(InvalidRequest, match=told):
+        Suite.parse(document)
+
+
+def test_suites_that_measure_the_same_say_the_same() -> None:
+    one, other = (Suite.parse(suite(exact(data={"file": name}))) for name in ("file-1", "file-2"))
+    assert one.with_contents({"file-1": "ab"}) == other.with_contents({"file-2": "ab"})
+    assert one.with_contents({"file-1": "ab"}) != other.with_contents({"file-2": "cd"})
+
+
+def test_a_choice_is_right_by_its_place_or_its_text() -> None:
+    assert Choice(prompt="a", choices=("x", "y"), answer=1).right == 1
+    assert Choice(prompt="a", choices=("x", "y"), answer="y").right == 1
+    assert Question(prompt="a", expected="x").right == ("x",)
+
+
+def test_a_file_with_an_error_is_told_of_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "eval.yaml"
+    path.write_text(
+        "name: s\ntasks:\n  - name: t\n    type: exact_match\n    items:\n      - {prompt: a, expectd: b}\n"
+    )
+    with pytest.raises(InvalidRequest, match=r"eval.yaml:6: .*did you mean `expected`"):
+        suite_document(path, None)  # type: ignore[arg-type]
+    path.write_text("name: s\ntasks:\n  - {name: t, type: perplexity, data: none.jsonl}\n")
+    with pytest.raises(InvalidRequest, match="there is no file"):
+        suite_document(path, None)  # type: ignore[arg-type]
+    path.write_text("name: [")
+    with pytest.raises(InvalidRequest, match="not YAML"):
+        suite_document(path, None)  # type: ignore[arg-type]
