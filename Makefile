@@ -19,6 +19,10 @@ install: .venv/.installed ## set up .venv; nothing to do when it is up to date
 serve: install ## install, then serve the starter model; prints the URL, the key file and lines to paste
 	@$(BIN)/moc serve --starter
 
+.PHONY: finetune
+finetune: install ## fine-tune the starter model on a small example, and prove what that changed; some minutes
+	@$(BIN)/python examples/finetune/finetune.py --serve
+
 .venv/.installed: pyproject.toml constraints.txt tools/environment.py
 	@$(PYTHON) tools/environment.py .venv -c constraints.txt -e '.[llama,onnx,hub,transformers,learning]' --group dev
 	@touch $@

@@ -3,9 +3,7 @@
 `tests/integration/test_parity.py` compares the answers.
 """
 
-import math
-import struct
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import grpc
@@ -16,12 +14,12 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from moc.transports.grpc.failure import DETAILS
-from moc.transports.grpc.stubs.moc.v1 import devices_pb2, inference_pb2, leases_pb2, models_pb2, system_pb2
-from moc.transports.grpc.stubs.moc.wire.status_pb2 import ErrorInfo, RetryInfo, Status
+from moc.transports.grpc.stubs.moc.v1 import devices_pb2, inference_pb2, jobs_pb2, leases_pb2, models_pb2, system_pb2
 from moc.transports.grpc.stubs.modelops import model_ops_pb2
 from moc.transports.headers import DEADLINE, PRIORITY, REPEATABLE, SESSION
 from moc.transports.status import STATUSES
+from tests import wording
+from tests.refusals import Refused, allowed, granted
 from tests.zmq_peer import Peer, Peers
 
 M = TypeVar("M", bound=Message)
@@ -32,16 +30,6 @@ _OPENAI_CODES: Final = {
     "model_not_found": "not_found",
     **{status.openai_code: code for code, status in STATUSES.items() if status.openai_code},
 }
-
-
-class Refused(Exception):
-    """What an asker was answered with instead. `code` is the gRPC status where that is all there is."""
-
-    def __init__(self, code: str, message: str, retry_after_s: int | None = None) -> None:
-        super().__init__(code, message)
-        self.code = code
-        self.message = message
-        self.retry_after_s = retry_after_s
 
 
 class Asker(Protocol):
@@ -80,6 +68,18 @@ class Asker(Protocol):
     async def renew(self, lease_id: str, token: str) -> leases_pb2.Lease: ...
 
     async def release(self, lease_id: str, token: str) -> leases_pb2.Lease: ...
+
+    async def submit(self, wish: dict[str, Any]) -> jobs_pb2.Job: ...
+
+    async def jobs(self, **only: str) -> jobs_pb2.ListJobsResponse: ...
+
+    async def job(self, job_id: str, verb: str = "") -> jobs_pb2.Job:
+        """A job, maybe after it was asked to `pause`, `resume` or `cancel`."""
+        ...
+
+    async def job_events(self, job_id: str) -> list[jobs_pb2.JobEvent]:
+        """All that happened to a job that has ended."""
+        ...
 
     async def status(self) -> system_pb2.StatusResponse: ...
 
@@ -136,20 +136,20 @@ class RestAsker:
         raise Refused(_OPENAI_CODES.get(code, code), error["message"], None if retry is None else int(retry))
 
     async def tensors(self, model: str, values: Sequence[float]) -> inference_pb2.InferResponse:
-        answer = await self.ask("POST", f"/v2/models/{model}/infer", _inputs(values))
+        answer = await self.ask("POST", f"/v2/models/{model}/infer", wording.inputs(values))
         found = inference_pb2.InferResponse(model=answer.headers["x-moc-model"], digest=answer.headers["x-moc-digest"])
-        return _with_outputs(found, answer.json())
+        return wording.with_outputs(found, answer.json())
 
     async def chat(self, model: str) -> str:
         answer = await self.ask("POST", "/v1/chat/completions", {"model": model, "messages": MESSAGES})
-        return _content(answer.json())
+        return wording.content(answer.json())
 
     async def pieces(self, model: str) -> list[str]:
         body = {"model": model, "messages": MESSAGES, "stream": True}
         answer = await self.ask("POST", "/v1/chat/completions", body)
         lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
         assert lines.pop() == "[DONE]"
-        return [_delta(msgspec.json.decode(line)) for line in lines]
+        return [wording.delta(msgspec.json.decode(line)) for line in lines]
 
     async def embed(self, model: str) -> Any:
         return (await self.ask("POST", "/v1/embeddings", {"model": model, "input": "x"})).json()
@@ -159,24 +159,41 @@ class RestAsker:
         return told["response_text"], told["tokens_generated"]
 
     async def models(self) -> models_pb2.ListModelsResponse:
-        return _models((await self.ask("GET", "/api/v1/models")).json())
+        return wording.models((await self.ask("GET", "/api/v1/models")).json())
 
     async def load(self, name: str, spec: dict[str, Any] | None = None) -> models_pb2.Model:
         if spec is not None:
             await self.ask("POST", "/api/v1/models", {"name": name, **spec})
-        return _model((await self.ask("POST", f"/api/v1/models/{name}/load")).json())
+        return wording.model((await self.ask("POST", f"/api/v1/models/{name}/load")).json())
 
     async def unload(self, name: str) -> models_pb2.Model:
-        return _model((await self.ask("POST", f"/api/v1/models/{name}/unload")).json())
+        return wording.model((await self.ask("POST", f"/api/v1/models/{name}/unload")).json())
 
     async def acquire(self, wish: dict[str, Any], deadline_ms: int | None = None) -> leases_pb2.Lease:
-        return _lease((await self.ask("POST", "/api/v1/leases", wish, deadline_ms=deadline_ms)).json())
+        return wording.lease((await self.ask("POST", "/api/v1/leases", wish, deadline_ms=deadline_ms)).json())
 
     async def renew(self, lease_id: str, token: str) -> leases_pb2.Lease:
-        return _lease((await self.ask("POST", f"/api/v1/leases/{lease_id}/renew", {"token": token})).json())
+        return wording.lease((await self.ask("POST", f"/api/v1/leases/{lease_id}/renew", {"token": token})).json())
 
     async def release(self, lease_id: str, token: str) -> leases_pb2.Lease:
-        return _lease((await self.ask("DELETE", f"/api/v1/leases/{lease_id}?token={token}")).json())
+        return wording.lease((await self.ask("DELETE", f"/api/v1/leases/{lease_id}?token={token}")).json())
+
+    async def submit(self, wish: dict[str, Any]) -> jobs_pb2.Job:
+        return wording.job((await self.ask("POST", "/api/v1/jobs", wish)).json())
+
+    async def jobs(self, **only: str) -> jobs_pb2.ListJobsResponse:
+        query = "&".join(f"{name}={value}" for name, value in only.items())
+        return wording.jobs((await self.ask("GET", f"/api/v1/jobs?{query}")).json())
+
+    async def job(self, job_id: str, verb: str = "") -> jobs_pb2.Job:
+        path = f"/api/v1/jobs/{job_id}"
+        return wording.job((await (self.ask("POST", f"{path}/{verb}") if verb else self.ask("GET", path))).json())
+
+    async def job_events(self, job_id: str) -> list[jobs_pb2.JobEvent]:
+        answer = await self.ask("GET", f"/api/v1/jobs/{job_id}/events?follow=true")
+        found = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+        assert found.pop() == "[DONE]"
+        return [wording.job_event(msgspec.json.decode(line)) for line in found]
 
     async def status(self) -> system_pb2.StatusResponse:
         return json_format.ParseDict((await self.ask("GET", "/api/v1/system")).json(), system_pb2.StatusResponse())
@@ -185,20 +202,20 @@ class RestAsker:
         return (await self._client.get(f"{self._url}/readyz")).is_success
 
     async def model(self, reference: str) -> models_pb2.Model:
-        return _model((await self.ask("GET", f"/api/v1/models/{reference}")).json())
+        return wording.model((await self.ask("GET", f"/api/v1/models/{reference}")).json())
 
     async def versions(self, name: str) -> models_pb2.ListModelsResponse:
         found = (await self.ask("GET", f"/api/v1/models/{name}/versions")).json()["versions"]
-        return _models({"models": found})
+        return wording.models({"models": found})
 
     async def pull(self, reference: str) -> models_pb2.Model:
-        return _model((await self.ask("POST", f"/api/v1/models/{reference}/pull")).json())
+        return wording.model((await self.ask("POST", f"/api/v1/models/{reference}/pull")).json())
 
     async def remove(self, reference: str) -> None:
         await self.ask("DELETE", f"/api/v1/models/{reference}")
 
     async def devices(self) -> devices_pb2.ListDevicesResponse:
-        found = _without_nulls((await self.ask("GET", "/api/v1/devices")).json())
+        found = wording.without_nulls((await self.ask("GET", "/api/v1/devices")).json())
         return json_format.ParseDict(found, devices_pb2.ListDevicesResponse())
 
     async def device(self, device_id: str) -> devices_pb2.Device:
@@ -212,10 +229,10 @@ class RestAsker:
 
     async def leases(self) -> leases_pb2.ListLeasesResponse:
         found = (await self.ask("GET", "/api/v1/leases")).json()
-        return json_format.ParseDict(_without_nulls(found), leases_pb2.ListLeasesResponse())
+        return json_format.ParseDict(wording.without_nulls(found), leases_pb2.ListLeasesResponse())
 
     async def lease(self, lease_id: str) -> leases_pb2.Lease:
-        return _lease((await self.ask("GET", f"/api/v1/leases/{lease_id}")).json())
+        return wording.lease((await self.ask("GET", f"/api/v1/leases/{lease_id}")).json())
 
     async def first_event(self) -> system_pb2.Event:
         (event,) = (await self.ask("GET", "/api/v1/events?after=0&follow=false&limit=1")).json()["events"]
@@ -239,7 +256,7 @@ class GrpcAsker:
     async def ask(self, path: str, message: Message, answer: type[M]) -> M:
         """One unary call; Refused for a status that is not OK."""
         method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(path)
-        return answer.FromString(await _allowed(method(message.SerializeToString(), metadata=self._metadata)))
+        return answer.FromString(await allowed(method(message.SerializeToString(), metadata=self._metadata)))
 
     def stream(
         self, path: str, message: Message, deadline_ms: int | None = None
@@ -251,7 +268,7 @@ class GrpcAsker:
 
     async def tensors(self, model: str, values: Sequence[float]) -> inference_pb2.InferResponse:
         request = inference_pb2.InferRequest(model=model)
-        request.inputs.add(name="INPUT0", datatype="FP32", shape=[1, len(values)], data=_packed(values))
+        request.inputs.add(name="INPUT0", datatype="FP32", shape=[1, len(values)], data=wording.packed(values))
         found = await self.ask("/moc.v1.Inference/Infer", request, inference_pb2.InferResponse)
         found.ClearField("queue_ms")
         return found
@@ -263,7 +280,7 @@ class GrpcAsker:
         request = inference_pb2.ChatRequest(model=model)
         request.messages.add(**MESSAGES[0])
         call, found = self.stream("/moc.v1.Inference/Chat", request), []
-        while (data := await _allowed(call.read())) is not grpc.aio.EOF:
+        while (data := await allowed(call.read())) is not grpc.aio.EOF:
             found.append(inference_pb2.ChatChunk.FromString(data).content)
         return found
 
@@ -291,7 +308,7 @@ class GrpcAsker:
         request = json_format.ParseDict(wish, leases_pb2.AcquireLeaseRequest())
         call = self.stream("/moc.v1.Leases/Acquire", request, deadline_ms)
         while True:
-            lease = leases_pb2.Lease.FromString(await _allowed(call.read()))
+            lease = leases_pb2.Lease.FromString(await allowed(call.read()))
             if lease.state != "pending":
                 call.cancel()
                 return lease
@@ -303,6 +320,24 @@ class GrpcAsker:
     async def release(self, lease_id: str, token: str) -> leases_pb2.Lease:
         request = leases_pb2.ReleaseLeaseRequest(id=lease_id, token=token)
         return await self.ask("/moc.v1.Leases/Release", request, leases_pb2.Lease)
+
+    async def submit(self, wish: dict[str, Any]) -> jobs_pb2.Job:
+        request = json_format.ParseDict(wish, jobs_pb2.SubmitJobRequest())
+        return await self.ask("/moc.v1.Jobs/Submit", request, jobs_pb2.Job)
+
+    async def jobs(self, **only: str) -> jobs_pb2.ListJobsResponse:
+        request = json_format.ParseDict(only, jobs_pb2.ListJobsRequest())
+        return await self.ask("/moc.v1.Jobs/List", request, jobs_pb2.ListJobsResponse)
+
+    async def job(self, job_id: str, verb: str = "") -> jobs_pb2.Job:
+        request = jobs_pb2.GetJobRequest(id=job_id)
+        return await self.ask(f"/moc.v1.Jobs/{verb.capitalize() or 'Get'}", request, jobs_pb2.Job)
+
+    async def job_events(self, job_id: str) -> list[jobs_pb2.JobEvent]:
+        call, found = self.stream("/moc.v1.Jobs/Events", jobs_pb2.JobEventsRequest(id=job_id)), []
+        while (data := await allowed(call.read())) is not grpc.aio.EOF:
+            found.append(jobs_pb2.JobEvent.FromString(data))
+        return found
 
     async def status(self) -> system_pb2.StatusResponse:
         return await self.ask("/moc.v1.System/Status", system_pb2.StatusRequest(), system_pb2.StatusResponse)
@@ -345,7 +380,7 @@ class GrpcAsker:
 
     async def first_event(self) -> system_pb2.Event:
         call = self.stream("/moc.v1.System/Events", system_pb2.EventsRequest(after=0))
-        event = system_pb2.Event.FromString(await _allowed(call.read()))
+        event = system_pb2.Event.FromString(await allowed(call.read()))
         call.cancel()
         return event
 
@@ -372,22 +407,22 @@ class ZmqAsker:
 
     async def ask(self, action: str, payload: Any = None, **fields: Any) -> dict[str, Any]:
         """One answer; Refused for one that is no success."""
-        return _granted(await self.peer.ask(action, payload, **{**self._terms, **fields}))
+        return granted(await self.peer.ask(action, payload, **{**self._terms, **fields}))
 
     async def tensors(self, model: str, values: Sequence[float]) -> inference_pb2.InferResponse:
-        reply = await self.ask("infer", {"model": model, **_inputs(values)})
+        reply = await self.ask("infer", {"model": model, **wording.inputs(values)})
         found = inference_pb2.InferResponse(model=reply["model"], digest=reply["digest"])
-        return _with_outputs(found, reply["result"])
+        return wording.with_outputs(found, reply["result"])
 
     async def chat(self, model: str) -> str:
-        return _content((await self.ask("chat", {"model": model, "messages": MESSAGES}))["result"])
+        return wording.content((await self.ask("chat", {"model": model, "messages": MESSAGES}))["result"])
 
     async def pieces(self, model: str) -> list[str]:
         payload = {"model": model, "messages": MESSAGES, "stream": True}
         await self.peer.send(action="chat", payload=payload, **self._terms)
         found = []
-        while not (reply := _granted(await self.peer.receive())).get("done"):
-            found.append(_delta(reply["chunk"]))
+        while not (reply := granted(await self.peer.receive())).get("done"):
+            found.append(wording.delta(reply["chunk"]))
         return found
 
     async def embed(self, model: str) -> Any:
@@ -396,28 +431,44 @@ class ZmqAsker:
     async def older_text(self, model: str, prompt: str) -> tuple[str, int]:
         data = {"model_name": model, "prompt": prompt}
         await self.peer.send(type="inference_request", data=data, **self._terms)
-        result = _granted(await self.peer.receive())["result"]
+        result = granted(await self.peer.receive())["result"]
         return result["choices"][0]["text"], result["usage"]["completion_tokens"]
 
     async def models(self) -> models_pb2.ListModelsResponse:
-        return _models((await self.ask("list_models"))["result"])
+        return wording.models((await self.ask("list_models"))["result"])
 
     async def load(self, name: str, spec: dict[str, Any] | None = None) -> models_pb2.Model:
         payload = {"model": name} if spec is None else {"model": name, "spec": spec}
-        return _model((await self.ask("load_model", payload))["result"])
+        return wording.model((await self.ask("load_model", payload))["result"])
 
     async def unload(self, name: str) -> models_pb2.Model:
-        return _model((await self.ask("unload_model", {"model": name}))["result"])
+        return wording.model((await self.ask("unload_model", {"model": name}))["result"])
 
     async def acquire(self, wish: dict[str, Any], deadline_ms: int | None = None) -> leases_pb2.Lease:
         deadline = {} if deadline_ms is None else {"deadline_ms": deadline_ms}
-        return _lease((await self.ask("acquire_lease", wish, **deadline))["result"])
+        return wording.lease((await self.ask("acquire_lease", wish, **deadline))["result"])
 
     async def renew(self, lease_id: str, token: str) -> leases_pb2.Lease:
-        return _lease((await self.ask("renew_lease", {"id": lease_id, "token": token}))["result"])
+        return wording.lease((await self.ask("renew_lease", {"id": lease_id, "token": token}))["result"])
 
     async def release(self, lease_id: str, token: str) -> leases_pb2.Lease:
-        return _lease((await self.ask("release_lease", {"id": lease_id, "token": token}))["result"])
+        return wording.lease((await self.ask("release_lease", {"id": lease_id, "token": token}))["result"])
+
+    async def submit(self, wish: dict[str, Any]) -> jobs_pb2.Job:
+        return wording.job((await self.ask("submit_job", wish))["result"])
+
+    async def jobs(self, **only: str) -> jobs_pb2.ListJobsResponse:
+        return wording.jobs((await self.ask("list_jobs", only))["result"])
+
+    async def job(self, job_id: str, verb: str = "") -> jobs_pb2.Job:
+        return wording.job((await self.ask(f"{verb}_job" if verb else "job", {"id": job_id}))["result"])
+
+    async def job_events(self, job_id: str) -> list[jobs_pb2.JobEvent]:
+        await self.peer.send(action="job_events", payload={"id": job_id, "stream": True}, **self._terms)
+        found = []
+        while not (reply := granted(await self.peer.receive())).get("done"):
+            found.append(wording.job_event(reply["chunk"]))
+        return found
 
     async def status(self) -> system_pb2.StatusResponse:
         return json_format.ParseDict((await self.ask("status"))["result"], system_pb2.StatusResponse())
@@ -431,70 +482,3 @@ def _headers(terms: Mapping[str, Any]) -> dict[str, str]:
     """The terms by the names that they have in HTTP headers and in gRPC metadata."""
     names = {"deadline_ms": DEADLINE, "priority": PRIORITY, "session": SESSION, "idempotency_key": REPEATABLE}
     return {names[name]: str(value) for name, value in terms.items()}
-
-
-def _granted(reply: dict[str, Any]) -> dict[str, Any]:
-    if not reply["success"]:
-        error = reply["error"]
-        raise Refused(error["code"], error["message"], error.get("retry_after_s"))
-    return reply
-
-
-async def _allowed(call: Awaitable[Any]) -> Any:
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        refused = error
-    details = dict(refused.trailing_metadata()).get(DETAILS)
-    if details is None:
-        raise Refused(refused.code().name, refused.details() or "")
-    status = Status.FromString(details)
-    retry = RetryInfo.FromString(status.details[1].value) if len(status.details) > 1 else None
-    code = ErrorInfo.FromString(status.details[0].value).reason.lower()
-    raise Refused(code, status.message, None if retry is None else math.ceil(retry.retry_delay.ToMilliseconds() / 1000))
-
-
-def _packed(values: Sequence[float]) -> bytes:
-    return struct.pack(f"<{len(values)}f", *values)
-
-
-def _inputs(values: Sequence[float]) -> dict[str, Any]:
-    return {"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, len(values)], "data": [*values]}]}
-
-
-def _with_outputs(found: inference_pb2.InferResponse, told: dict[str, Any]) -> inference_pb2.InferResponse:
-    for tensor in told["outputs"]:
-        data = _packed(tensor["data"])
-        found.outputs.add(name=tensor["name"], datatype=tensor["datatype"], shape=tensor["shape"], data=data)
-    return found
-
-
-def _content(told: dict[str, Any]) -> str:
-    content: str = told["choices"][0]["message"]["content"]
-    return content
-
-
-def _delta(chunk: dict[str, Any]) -> str:
-    content: str = chunk["choices"][0]["delta"]["content"]
-    return content
-
-
-def _model(view: dict[str, Any]) -> models_pb2.Model:
-    """Its `devices` are one text, or a list of them."""
-    devices = view["devices"]
-    return json_format.ParseDict(
-        {**view, "devices": [devices] if isinstance(devices, str) else devices}, models_pb2.Model()
-    )
-
-
-def _models(page: dict[str, Any]) -> models_pb2.ListModelsResponse:
-    models = [_model(view) for view in page["models"]]
-    return models_pb2.ListModelsResponse(models=models, next=page.get("next") or "")
-
-
-def _lease(view: dict[str, Any]) -> leases_pb2.Lease:
-    return json_format.ParseDict(view, leases_pb2.Lease())
-
-
-def _without_nulls(page: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in page.items() if value is not None}

@@ -14,6 +14,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Run in the background of a shell; what the tests start would inherit that, and not hear Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+WORKERS = frozenset({"moc.workers.child", "moc.workers.trainers.supervisor"})
+
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -32,4 +34,4 @@ def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def _is_worker(process: psutil.Process, homes: tuple[Path, ...]) -> bool:
     command = process.info["cmdline"] or ()
-    return "moc.workers.child" in command and any(str(home) in part for part in command for home in homes)
+    return not WORKERS.isdisjoint(command) and any(str(home) in part for part in command for home in homes)

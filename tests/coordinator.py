@@ -157,12 +157,12 @@ class Coordinator:
         return status
 
     def close(self) -> None:
-        """End it and every worker it ever had; for the end of a test."""
+        """End it and every worker and every program of a job it ever had; for the end of a test."""
         if self.process is not None and self.process.poll() is None:
             self._remember()
             self.process.kill()
             self.process.wait()
-        for pid in self.worker_pids():
+        for pid in [*self.worker_pids(), *self.supervisor_pids()]:
             _kill_group(pid)
 
     def worker_pids(self) -> list[int]:
@@ -172,6 +172,15 @@ class Coordinator:
             for process in psutil.process_iter(["cmdline"])
             if any("moc.workers.child" in part for part in process.info["cmdline"] or ())
             and (process.pid in self._seen or self._mine(process.info["cmdline"]))
+        ]
+
+    def supervisor_pids(self) -> list[int]:
+        """Processes that look after programs of this data directory's jobs; the programs end with them."""
+        return [
+            process.pid
+            for process in psutil.process_iter(["cmdline"])
+            if "moc.workers.trainers.supervisor" in (process.info["cmdline"] or ())
+            and self._mine(process.info["cmdline"])
         ]
 
     def get(self, path: str) -> Any:

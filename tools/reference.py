@@ -21,6 +21,9 @@ from moc.config import PREFIX, Settings
 from moc.config.change import is_live
 from moc.gpu.device import MOVES as DEVICE_MOVES
 from moc.gpu.lease import MOVES as LEASE_MOVES
+from moc.learning.hyperparameters import ALL as HYPERPARAMETERS
+from moc.learning.hyperparameters import LEARNING_RATES, SIZE_NAMES, Hyperparameter
+from moc.learning.job import MOVES as JOB_MOVES
 from moc.models.alias import Alias
 from moc.models.model import MOVES, ModelSpec
 from moc.models.rollout import MOVES as ROLLOUT_MOVES
@@ -228,6 +231,40 @@ def rollout_moves() -> str:
     return _moves(ROLLOUT_MOVES)
 
 
+def job_moves() -> str:
+    """The states of a job."""
+    return _moves(JOB_MOVES)
+
+
+def hyperparameters() -> str:
+    """Every hyperparameter of trainings."""
+    rows = (
+        (
+            f"`{one.name}`",
+            _hyperparameter_default(one),
+            f"{one.meaning} ({one.range})",
+            ", ".join(f"`{type}`" for type in sorted(one.types)),
+        )
+        for one in HYPERPARAMETERS.values()
+    )
+    return table(("hyperparameter", "default", "meaning", "trainings"), rows)
+
+
+def _hyperparameter_default(one: Hyperparameter) -> str:
+    if isinstance(one.default, tuple):
+        return " / ".join(f"`{_default(value)}`" for value in one.default)
+    return one.default_text or f"`{_default(one.default)}`"
+
+
+def learning_rates() -> str:
+    """The default of `learning_rate`."""
+    rows = (
+        (f"`{type}`", f"`{method}`", *(f"`{rate:g}`" for rate in rates))
+        for (type, method), rates in LEARNING_RATES.items()
+    )
+    return table(("training", "`method`", *SIZE_NAMES), rows)
+
+
 def key_moves() -> str:
     """The states of a key."""
     return _moves(KEY_MOVES)
@@ -259,6 +296,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "device_moves": device_moves,
     "lease_moves": lease_moves,
     "rollout_moves": rollout_moves,
+    "job_moves": job_moves,
+    "hyperparameters": hyperparameters,
+    "learning_rates": learning_rates,
     "key_moves": key_moves,
     "roles": roles,
 }

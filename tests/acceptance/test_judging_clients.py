@@ -14,7 +14,9 @@ Judge = Callable[..., str]
     ("environment", "script"),
     [
         ("openai", "openai_sdk.py"),
+        ("openai", "openai_files.py"),
         ("openai", "openai_responses.py"),
+        ("openai", "openai_fine_tuning.py"),
         ("anthropic", "anthropic_sdk.py"),
         ("tritonclient", "triton_http.py"),
         ("tritonclient", "triton_grpc.py"),

@@ -100,7 +100,7 @@ async def test_a_repository_becomes_a_folder(sources: ArtifactSources, server: F
     await server.close()
     assert await fetch(sources, "hf:org/tiny") == artifact
     await sources.verify(artifact)
-    await sources.discard(artifact)
+    await sources.discard(artifact.path)
     assert contents(artifact.path) == {}
 
 

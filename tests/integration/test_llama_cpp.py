@@ -190,7 +190,7 @@ async def test_embeddings_are_given_by_a_model_loaded_for_them_and_by_no_other(h
     with pytest.raises(Unimplemented, match="embeddings"):
         await (await loaded(here)).infer(request)
     link = await loaded(here, embeddings=True, pooling="mean")
-    assert link.info.kinds == ("embeddings",)
+    assert link.info.kinds == ("embeddings", "tokenize")
     found = await answer(link, request)
     assert [len(entry["embedding"]) for entry in found["data"]] == [576, 576]
     with pytest.raises(InvalidRequest):

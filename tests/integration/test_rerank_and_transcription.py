@@ -47,7 +47,7 @@ async def test_llama_cpp_scores_documents_when_it_pools_by_rank(workers: LocalWo
     path, options = str(smollm2_path()), {"pooling": "rank", "slots": 1, "context": 512}
     launch = Launch(model="smollm2@1", digest="d", runtime="llama_cpp", path=path, options=options)
     link = await line_to(workers, launch)
-    assert link.info.kinds == ("rerank",)
+    assert link.info.kinds == ("rerank", "tokenize")
     first = await answer(link, rank())
     assert sorted(result["index"] for result in first["results"]) == [0, 1, 2]
     assert len({result["relevance_score"] for result in first["results"]}) == 3

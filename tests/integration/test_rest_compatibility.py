@@ -97,9 +97,15 @@ async def test_a_model_that_nobody_knows_is_not_loaded(rest_client: httpx.AsyncC
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
 
-@pytest.mark.parametrize("path", ["/learning/jobs", "/goals"])
-async def test_what_there_is_not_yet_says_so(rest_client: httpx.AsyncClient, path: str) -> None:
-    for answer in (await rest_client.get(path), await rest_client.post(path, json={})):
+async def test_a_job_in_the_older_words(rest_client: httpx.AsyncClient) -> None:
+    wish = {"job_type": "sft", "model_name": "tale", "name": "fable", "training_file": "file-1"}
+    job = (await rest_client.post("/learning/jobs", json=wish)).json()
+    assert (job["type"], job["model"], job["name"]) == ("supervised", "tale", "fable")
+    assert [each["id"] for each in (await rest_client.get("/learning/jobs")).json()["jobs"]] == [job["id"]]
+
+
+async def test_what_there_is_not_yet_says_so(rest_client: httpx.AsyncClient) -> None:
+    for answer in (await rest_client.get("/goals"), await rest_client.post("/goals", json={})):
         assert (answer.status_code, answer.json()["error"]["code"]) == (501, "unimplemented")
 
 

@@ -251,17 +251,17 @@ async def test_what_cannot_be_answered_is_refused_before_anything_is_said(
 
 async def test_without_a_template_there_is_no_chat(load: Load, tmp_path: Path) -> None:
     bare = tiny.llama(tmp_path / "bare", template=None)
-    assert (await load(bare)).info.kinds == ("completion",)
+    assert (await load(bare)).info.kinds == ("completion", "tokenize")
     with pytest.raises(LoadFailed, match="no chat template; give one as option 'chat_template'"):
         await load(bare, task="chat")
     given = await load(bare, chat_template=tiny.TEMPLATE)
-    assert given.info.kinds == ("chat", "completion")
+    assert given.info.kinds == ("chat", "completion", "tokenize")
 
 
 async def test_a_cast_is_kept_to(load: Load, folder: Path) -> None:
     link = await load(folder, dtype="bfloat16", task="completion")
     assert (link.info.details["dtype"], link.info.details["device"]) == ("bfloat16", "cpu")
-    assert link.info.kinds == ("completion",)
+    assert link.info.kinds == ("completion", "tokenize")
     assert (await answer(link, completion(max_tokens=2)))["usage"]["completion_tokens"] == 2
 
 

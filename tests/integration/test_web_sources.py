@@ -98,8 +98,8 @@ async def test_is_kept_by_its_content_and_found_again_offline(
     assert await fetch(make_sources(tmp_path), url) == artifact
     assert await fetch(sources, "https://nowhere.invalid/other", sha256=SHA256) == artifact  # known by its hash
     await sources.verify(artifact)
-    await sources.discard(artifact)
-    await sources.discard(artifact)
+    await sources.discard(artifact.path)
+    await sources.discard(artifact.path)
     assert not files_in(tmp_path / "blobs")
     with pytest.raises(LoadFailed, match="add it again"):
         await sources.verify(artifact)

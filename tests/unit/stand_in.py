@@ -14,7 +14,7 @@ import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 KEY = "moc_test_key"
@@ -45,11 +45,17 @@ EXPLAINED: dict[str, dict[str, Any]] = {
             "reference": "spare@1", "bytes": 15 * 1024**3, "reason": "capacity", "because": "idle 60s", "score": 1.0,
             "after_drain": False,
         }],
+        "pauses": [{"job": "job-1", "device": "cuda:1", "bytes": 1024**3, "priority": 5, "grace_s": 30.0}],
     },
     "spare": {
-        "reference": "spare@1", "needed_bytes": 1, "fits": False, "placements": [], "victims": [],
+        "reference": "spare@1", "needed_bytes": 1, "fits": False, "placements": [], "victims": [], "pauses": [],
         "reason": "no_device", "message": "it needs 4 device(s) of cuda online", "retry_after_s": 7.0,
     },
+}  # fmt: skip
+LINEAGE = {
+    "base": "echo@1", "base_digest": "sha256:ab", "data_digest": "sha256:da7a", "job": "job_1", "type": "supervised",
+    "method": "lora", "hyperparameters": {}, "seed": 7, "code_version": "0.1.0", "metrics": {"train_loss": 0.25},
+    "trained_tokens": 1234, "licence": "",
 }  # fmt: skip
 EVENTS: list[dict[str, Any]] = [
     {
@@ -84,7 +90,8 @@ def model(name: str, version: int = 1, **changes: Any) -> dict[str, Any]:
         "group": "", "min_residency_s": None, "preload": False, "pin": False, "ttl_s": 300.0, "priority": 5,
         "max_concurrent": 64, "max_queue": 256, "created_at": "2026-01-01T00:00:00Z",
         "changed_at": "2026-01-01T00:00:00Z", "artifact": None, "load_s": 0.0, "info": {}, "adopted": False,
-        "worker": None, "problem": "", "batching": None, "canary": None, "cost": 0.0, "circuit": "closed", **changes,
+        "worker": None, "problem": "", "batching": None, "canary": None, "cost": 0.0, "circuit": "closed",
+        "lineage": None, **changes,
     }  # fmt: skip
 
 
@@ -99,7 +106,7 @@ class StandIn:
         self.models = {
             "echo": [model("echo"), model("echo", 2, state="ready", worker=WORKER, adopted=True, **WIDE)],
             "spare": [model("spare")],
-            "third": [model("third", message="a \x1b[31mred\x1b[0m line")],
+            "third": [model("third", message="a \x1b[31mred\x1b[0m line", lineage=LINEAGE)],
         }
 
     def last(self, path: str) -> tuple[dict[str, str], Any]:
@@ -162,6 +169,8 @@ class StandIn:
             return JSONResponse({"error": {"code": "not_found", "message": message}}, 404)
         if verb == ["versions"]:
             return JSONResponse({"versions": versions})
+        if verb[-1:] == ["card"]:
+            return PlainTextResponse(f"# {reference}@{verb[1]}\n\nFine-tuned.\n", media_type="text/markdown")
         if verb == ["explain"]:
             return JSONResponse(EXPLAINED[reference])
         return Response(status_code=204) if request.method == "DELETE" else JSONResponse(versions[-1])

@@ -189,7 +189,15 @@ def test_models_show_tells_of_the_adopted_worker(run: Run) -> None:
     assert shown.splitlines()[-1].split() == ["versions", "1", "registered,", "2", "ready"]
 
 
-def test_explain_names_every_device_and_every_victim(run: Run) -> None:
+def test_where_a_version_came_from_is_told(run: Run) -> None:
+    told = {line[0]: " ".join(line[1:]) for line in run("models", "show", "third").lines()}
+    assert told["trained"] == "from echo@1 by the job job_1: supervised, lora, seed 7, 1234 tokens"
+    assert (told["learned"], told["metrics"]) == ("from data sha256:da7a", "train_loss 0.25")
+    assert "trained" not in run("models", "show", "spare").out
+    assert run("models", "card", "third").out == "# third@1\n\nFine-tuned.\n"
+
+
+def test_explain_names_every_device_and_all_who_make_room(run: Run) -> None:
     ran = run("explain", "load", "echo")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.splitlines() == [
@@ -197,6 +205,7 @@ def test_explain_names_every_device_and_every_victim(run: Run) -> None:
         "  cuda:0: 30GiB free now, 10GiB after",
         "  cuda:1: 5GiB free now, 0B after",
         "  spare@1 would be unloaded, giving 15GiB: idle 60s",
+        "  job-1 would be paused, giving 1GiB, and has 30 s to save what it did",
     ]
 
 

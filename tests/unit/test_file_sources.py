@@ -47,7 +47,7 @@ async def test_a_file_is_used_in_place(sources: ArtifactSources, root: Path, tmp
         assert artifact.path == str(root / "m.bin")
     assert artifact.sha256 == hashlib.sha256(b"weights").hexdigest()
     assert artifact.size_bytes == 7
-    await sources.discard(artifact)
+    await sources.discard(artifact.path)
     assert (root / "m.bin").exists()
     assert not (tmp_path / "blobs").exists()
 
@@ -174,7 +174,7 @@ async def test_a_model_without_files_is_there_at_once_and_stays_what_it_is(sourc
     artifact = await sources.fetch(spec("", runtime="command"), lambda *_: None)
     assert (artifact.path, artifact.size_bytes) == ("", 0)
     await sources.verify(artifact)
-    await sources.discard(artifact)
+    await sources.discard(artifact.path)
 
 
 def test_files_that_options_name_lie_within_the_roots_too(sources: ArtifactSources, root: Path, tmp_path: Path) -> None:
@@ -186,6 +186,30 @@ def test_files_that_options_name_lie_within_the_roots_too(sources: ArtifactSourc
     with pytest.raises(InvalidRequest, match="allowed_model_roots"):
         sources.check(spec("file:m.gguf", runtime="llama_cpp", options=outside), trusted=False)
     sources.check(spec("file:m.gguf", runtime="llama_cpp", options=outside), trusted=True)
+
+
+async def test_an_adapter_with_a_hash_is_held_against_it(sources: ArtifactSources, root: Path) -> None:
+    adapter = root / "adapter.gguf"
+    adapter.write_bytes(b"weights")
+    (root / "m.gguf").touch()
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+
+    def served(**entry: Any) -> ModelSpec:
+        return spec("file:m.gguf", runtime="llama_cpp", options={"lora": [{"path": str(adapter), **entry}]})
+
+    with pytest.raises(InvalidRequest, match="not a sha256"):
+        sources.check(served(sha256="weights"), trusted=True)
+    sources.check(served(sha256=f"sha256:{sha256}"), trusted=False)
+    await sources.verify_adapters(served(sha256=sha256))
+    adapter.write_bytes(b"changed")
+    await sources.verify_adapters(served())
+    with pytest.raises(LoadFailed, match="no longer what was registered"):
+        await sources.verify_adapters(served(sha256=sha256))
+    adapter.write_bytes(b"weights")
+    await sources.verify_adapters(served(sha256=sha256))
+    adapter.unlink()
+    with pytest.raises(LoadFailed, match="cannot be read"):
+        await sources.verify_adapters(served(sha256=sha256))
 
 
 LOCAL = ["127.0.0.1", "localhost", "169.254.169.254", "10.0.0.8", "[::1]", "[::ffff:10.0.0.8]", "[fe80::1]", "0.0.0.0"]

@@ -12,11 +12,11 @@ from moc.security.policy import ALLOWED, Operation, covers
 from moc.security.quota import Quota, Rate, Rates
 from moc.service.guard import audited, check, require, visible
 
-READS = {"models.read", "system.read", "devices.read", "leases.read"}
+READS = {"models.read", "system.read", "devices.read", "leases.read", "jobs.read"}
 MAY = {
     "viewer": READS,
     "inference": {"infer", "models.read"},
-    "operator": READS | {"infer", "models.change", "devices.change", "leases.change"},
+    "operator": READS | {"infer", "models.change", "devices.change", "leases.change", "jobs.change"},
     "admin": {str(operation) for operation in Operation},
 }
 """Written out here once more: whoever changes the policy has to mean it."""

@@ -72,3 +72,15 @@ def test_where_it_goes_does_not_change_what_it_answers() -> None:
     placed = replace(spec(), shards=3, group="chat", min_residency_s=9.0)
     assert digest_of(placed, artifact) == digest_of(spec(), artifact)
     assert digest_of(spec(options={"a": 1}), artifact) != digest_of(spec(), artifact)
+
+
+def test_of_an_adapter_with_a_hash_the_content_counts_and_not_the_place() -> None:
+    artifact = Artifact(path="a.gguf", sha256="ab", size_bytes=1, modified_at=0.0)
+
+    def digest(**adapter: Any) -> str:
+        return digest_of(spec(options={"lora": [{"scale": 1.0, **adapter}]}), artifact)
+
+    assert digest(path="/one", sha256="cd") == digest(path="/two", sha256="cd")
+    assert digest(path="/one", sha256="cd") != digest(path="/one", sha256="ef")
+    assert digest(path="/one", sha256="cd") != digest(path="/one", sha256="cd", scale=0.5)
+    assert digest(path="/one") != digest(path="/two")

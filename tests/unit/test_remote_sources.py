@@ -54,7 +54,7 @@ async def test_its_url_stands_for_files(sources: ArtifactSources, tmp_path: Path
     assert artifact == await sources.fetch(remote(CLOUD), lambda done, total: None)
     assert artifact.sha256 != (await sources.fetch(remote(f"{CLOUD}/x"), lambda done, total: None)).sha256
     await sources.verify(artifact)
-    await sources.discard(artifact)
+    await sources.discard(artifact.path)
     assert os.listdir(tmp_path) == []
 
 

@@ -73,6 +73,7 @@ class Host:
             store=store,
             soft_limit_pct=100,
             policy=Policy(),
+            clock=SystemClock(),
             on_evicted=lambda _: None,
         )
         self.tenancy.join(broker=self.broker, manager=self.manager)

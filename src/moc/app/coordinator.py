@@ -13,6 +13,7 @@ import structlog
 
 from moc import __version__
 from moc.app import parts
+from moc.app.learning import Learning
 from moc.cluster.holder import Holder
 from moc.cluster.seat import SeatKeeper
 from moc.config import Config
@@ -45,8 +46,11 @@ from moc.service.audit import AuditService
 from moc.service.checks import Checks
 from moc.service.configuration import ConfigurationService
 from moc.service.devices import DevicesService
+from moc.service.evaluations import EvaluationsService
+from moc.service.files import FilesService
 from moc.service.health import Health
 from moc.service.inference import InferenceService, Tally
+from moc.service.jobs import JobsService
 from moc.service.keys import KeysService
 from moc.service.leases import LeasesService
 from moc.service.models import ModelsService
@@ -109,17 +113,27 @@ class Coordinator:
             failed_logins_per_min=settings.security.failed_logins_per_min,
             on_failed=self.audit.note_failed_login,
         )
+        self.learning = Learning(
+            config,
+            store=self.store,
+            seat=self.seats[1],
+            catalogue=self.catalogue,
+            aliases=self.aliases,
+            manager=self.manager,
+            leases=self.leases,
+            broker=self.broker,
+            devices=self.devices,
+            keys=self.keys,
+            observed=self.observed,
+            on_share=self.metrics.learning.observe_share,
+            url=lambda: self.rest.url,
+        )
         self.configuration = self._reconfiguration()
         self._make_doors(self._services())
-        self.pressure = Pressure(
-            self.broker,
-            interval_s=settings.resources.gpu_poll_interval_s,
-            threshold_pct=settings.resources.eviction_threshold_pct,
-        )
         models = (self.catalogue, self.aliases, self.configuration, self.manager, self.health, self.rollouts)
         traffic = (self.traffic, self.gateway)
         features = (self.audit, self.keys, self.workers, self.devices, self.leases, *models, self.pressure, *traffic)
-        self._stack = Stack([self.store, *self.seats, *features, self.rest, self.grpc, self.zmq])
+        self._stack = Stack([self.store, *self.seats, *features, self.learning, self.rest, self.grpc, self.zmq])
 
     def _make_models(self, seat: SeatKeeper) -> None:
         """The models and the memory they are put in, which need each other."""
@@ -147,6 +161,7 @@ class Coordinator:
             store=self.store,
             soft_limit_pct=settings.resources.soft_limit_pct,
             policy=Policy(order=Order(settings.resources.eviction)),
+            clock=clock,
             on_evicted=self.metrics.evicted,
         )
         self.leases = Leases(
@@ -156,6 +171,12 @@ class Coordinator:
             devices=self.devices,
             clock=clock,
             on_waited=self.metrics.lease_waited,
+        )
+        self.broker.join(self.leases.handover)
+        self.pressure = Pressure(
+            self.broker,
+            interval_s=settings.resources.gpu_poll_interval_s,
+            threshold_pct=settings.resources.eviction_threshold_pct,
         )
         self.tenancy.join(broker=self.broker, manager=self.manager)
 
@@ -224,6 +245,7 @@ class Coordinator:
         metrics, workforce = self.metrics, Workforce(self.workers)
         devices = DevicesService(monitor=self.devices, broker=self.broker, journal=self.audit)
         leases = LeasesService(leases=self.leases)
+        jobs = JobsService(jobs=self.learning.jobs, journal=self.audit)
         return Services(
             authenticator=self.authenticator,
             inference=InferenceService(
@@ -251,6 +273,9 @@ class Coordinator:
             rollouts=RolloutsService(rollouts=self.rollouts, journal=self.audit),
             devices=devices,
             leases=leases,
+            jobs=jobs,
+            evaluations=EvaluationsService(jobs=self.learning.jobs, service=jobs),
+            files=FilesService(files=self.learning.files, jobs=self.learning.jobs, journal=self.audit),
             keys=KeysService(keys=self.keys, clock=SystemClock(), journal=self.audit),
             audit=AuditService(log=self.audit),
             configuration=ConfigurationService(configuration=self.configuration, journal=self.audit),
@@ -261,6 +286,7 @@ class Coordinator:
                 workforce=workforce,
                 devices=devices,
                 leases=leases,
+                jobs=jobs,
                 metrics=metrics,
                 checks=self._checks(),
             ),
@@ -314,6 +340,7 @@ class Coordinator:
             if self._failure is None:
                 await self._stack.drain(self.config.settings.server.drain_grace_s)
                 if stop_workers:
+                    await self.learning.jobs.stop_programs()
                     await self.workers.stop_workers()
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -333,6 +360,7 @@ class Coordinator:
         self.pressure.adjust(interval_s=resources.gpu_poll_interval_s, threshold_pct=resources.eviction_threshold_pct)
         self.broker.adjust(soft_limit_pct=resources.soft_limit_pct, policy=Policy(order=Order(resources.eviction)))
         self.sources.adjust(bounds=parts.bounds(config, vouched))
+        self.learning.adjust(config)
         self.authenticator.adjust(
             require_key=security.require_key, failed_logins_per_min=security.failed_logins_per_min
         )

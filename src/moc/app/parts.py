@@ -13,6 +13,7 @@ from moc.hardware.nvml import NvmlDevices
 from moc.hardware.selected import SelectedDevices
 from moc.inference.station import TrafficLimits
 from moc.kernel.clock import SystemClock
+from moc.models.results import Results
 from moc.models.sources import ArtifactSources, Bounds, address_of, place
 from moc.resilience.breaker import BreakerLimits
 from moc.resilience.bulkhead import Bulkhead
@@ -105,7 +106,13 @@ def artifact_sources(config: Config) -> ArtifactSources:
         bounds=bounds(config, config),
         base_dir=config.origin.base,
         size_limit_bytes=SOURCE_LIMIT_BYTES,
+        results=results(config),
     )
+
+
+def results(config: Config) -> Results:
+    """Where versions are kept that were trained here."""
+    return Results(config.data_dir / "results")
 
 
 def device_sources(config: Config, pids: Callable[[], Iterable[int]]) -> list[DeviceSource]:

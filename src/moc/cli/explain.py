@@ -47,3 +47,6 @@ def _tell(told: ExplanationView) -> None:
         when = " once its requests have ended" if victim["after_drain"] else ""
         size = screen.size(victim["bytes"])
         screen.line(f"  {victim['reference']} would be unloaded{when}, giving {size}: {victim['because']}")
+    for paused in told["pauses"]:
+        size, grace = screen.size(paused["bytes"]), f"{paused['grace_s']:.0f} s"
+        screen.line(f"  {paused['job']} would be paused, giving {size}, and has {grace} to save what it did")

@@ -13,11 +13,15 @@ from moc.cli import (
     certs,
     chat,
     config,
+    data,
     devices,
     doctor,
+    evaluate,
     events,
     explain,
+    files,
     infer,
+    jobs,
     keys,
     leases,
     models,
@@ -25,6 +29,7 @@ from moc.cli import (
     screen,
     serve,
     status,
+    tokenize,
     workers,
 )
 from moc.cli.session import DataDirOption, KeyOption, Session, UrlOption
@@ -72,10 +77,15 @@ app.add_typer(aliases.app, name="aliases")
 app.add_typer(rollout.app, name="rollout")
 app.command()(chat.chat)
 app.command()(infer.infer)
+app.command()(tokenize.tokenize)
 app.add_typer(workers.app, name="workers")
 app.add_typer(devices.app, name="devices")
 app.add_typer(leases.app, name="lease")
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(explain.app, name="explain")
+app.add_typer(data.app, name="data")
+app.add_typer(files.app, name="files")
+app.add_typer(jobs.app, name="jobs")
 app.command()(events.events)
 app.add_typer(keys.app, name="keys")
 app.add_typer(certs.app, name="certs")

@@ -48,6 +48,15 @@ def show_model(session: Session, reference: ReferenceArgument, as_json: JsonOpti
     screen.fields([*_description(model), ("versions", others)])
 
 
+@app.command("card")
+@connected
+def show_card(session: Session, reference: ReferenceArgument) -> None:
+    """Show the model card of a version that was trained here, as Markdown."""
+    with session.client() as client:
+        model = client.models.show(reference)
+        screen.line(client.models.card(model["name"], model["version"]).rstrip())
+
+
 @app.command("add")
 @connected
 def add_model(
@@ -204,6 +213,7 @@ def _description(model: ModelView) -> list[tuple[str, str]]:
         ("options", ", ".join(f"{key}={value}" for key, value in model["options"].items())),
         *([] if is_remote else [("files", _files(model))]),
         ("digest", model["digest"]),
+        *_origin(model),
         ("limits", f"{model['max_concurrent']} at once, {model['max_queue']} waiting, priority {model['priority']}"),
         *([] if is_remote else [("needs", _need(model)), ("idle", _idle(model)), *_placement(model)]),
         *_care(model),
@@ -220,6 +230,19 @@ def _description(model: ModelView) -> list[tuple[str, str]]:
     if model["circuit"] != "closed":
         pairs.append(("circuit", f"{model['circuit']}: requests failed and are refused for a while"))
     return pairs
+
+
+def _origin(model: ModelView) -> list[tuple[str, str]]:
+    lineage = model["lineage"]
+    if lineage is None:
+        return []
+    how = f"{lineage['type']}, {lineage['method']}, seed {lineage['seed']}, {lineage['trained_tokens']} tokens"
+    metrics = ", ".join(f"{key} {value:.4g}" for key, value in lineage["metrics"].items())
+    return [
+        ("trained", f"from {lineage['base']} by the job {lineage['job']}: {how}"),
+        ("learned", f"from data {lineage['data_digest']}"),
+        ("metrics", metrics),
+    ]
 
 
 def _files(model: ModelView) -> str:

@@ -11,6 +11,9 @@ from moc.client.calls import Messages, Terms
 from moc.client.config import AsyncConfig
 from moc.client.connection import AsyncConnection, AsyncStream
 from moc.client.discovery import Target
+from moc.client.evaluations import AsyncEvaluations
+from moc.client.files import AsyncFiles
+from moc.client.jobs import AsyncJobs
 from moc.client.keys import AsyncAudit, AsyncKeys
 from moc.client.leases import AsyncHeldLease, AsyncLeases, AsyncNotice
 from moc.client.rollouts import AsyncRollouts
@@ -24,6 +27,7 @@ from moc.client.views import (
     ModelView,
     Page,
     SystemView,
+    TokensView,
     WorkerView,
 )
 from moc.kernel.errors import DeadlineExceeded, Unavailable
@@ -49,6 +53,10 @@ class AsyncModels:
     async def show(self, reference: str) -> ModelView:
         """One version; NotFound when there is none."""
         return await self._line.send(calls.show_model(reference))
+
+    async def card(self, name: str, version: int) -> str:
+        """The model card of a version that was trained here, as Markdown; NotFound when it was not."""
+        return await self._line.send(calls.show_card(name, version))
 
     async def explain(self, reference: str) -> ExplanationView:
         """What loading it would do now; changes nothing. Conflict until its files are here."""
@@ -170,6 +178,9 @@ class AsyncClient:
         self.workers = AsyncWorkers(self._line)
         self.devices = AsyncDevices(self._line)
         self.leases = AsyncLeases(self._line)
+        self.jobs = AsyncJobs(self._line)
+        self.files = AsyncFiles(self._line)
+        self.evaluations = AsyncEvaluations(self._line)
         self.keys = AsyncKeys(self._line)
         self.audit = AsyncAudit(self._line)
         self.config = AsyncConfig(self._line)
@@ -292,6 +303,22 @@ class AsyncClient:
     ) -> Document:
         """Embeddings of one text or several, in order."""
         return await self._line.send(calls.embed(model, texts, options, Terms(deadline_s, priority, session)))
+
+    async def tokenize(
+        self,
+        model: str,
+        text: Messages,
+        *,
+        deadline_s: float | None = None,
+        priority: int | None = None,
+        session: str | None = None,
+        **options: Any,
+    ) -> TokensView:
+        """The tokens of a text, or of a conversation up to where the answer would begin.
+
+        `options` are `add_special_tokens` of a text, `add_generation_prompt` of a conversation; both true by default.
+        """
+        return await self._line.send(calls.tokenize(model, text, options, Terms(deadline_s, priority, session)))
 
     async def metadata(self, model: str) -> MetadataView:
         """The tensors a model takes and gives; loads it if that is not known yet."""

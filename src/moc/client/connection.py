@@ -4,9 +4,10 @@ import ssl
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Self, TypeVar
 
 from moc.client.calls import Answer, Asked, Call, StreamCall
 from moc.client.discovery import Target, locate
@@ -60,16 +61,26 @@ class _Line:
             options["verify"] = tls
         return options
 
-    def _request(self, http: "httpx.Client | httpx.AsyncClient", asked: Asked, read_s: float | None) -> "httpx.Request":
+    @contextmanager
+    def _request(
+        self, http: "httpx.Client | httpx.AsyncClient", asked: Asked, read_s: float | None
+    ) -> "Iterator[httpx.Request]":
+        """The request; what it reads while it is sent is open as long as the block runs."""
         import httpx
 
         headers = dict(asked.headers)
         if asked.deadline_s is not None:
             headers["x-moc-deadline-ms"] = str(max(1, round(asked.deadline_s * 1000)))
         timeout = httpx.Timeout(read_s, connect=_CONNECT_S)
-        return http.build_request(
-            asked.method, asked.path, params=asked.query, headers=headers, content=asked.body, timeout=timeout
+        build = partial(
+            http.build_request, asked.method, asked.path, params=asked.query, headers=headers, timeout=timeout
         )
+        form = asked.form
+        if form is None:
+            yield build(content=asked.body)
+            return
+        with _opened(form.path) as file:
+            yield build(data=form.fields, files={"file": (form.filename, file)})
 
     def _read_s(self, asked: Asked) -> float:
         return self._timeout_s if asked.deadline_s is None else asked.deadline_s + _MARGIN_S
@@ -137,8 +148,7 @@ class Connection(_Line):
     def send(self, call: Call[T]) -> T:
         """Ask and return the answer; raises what the coordinator raised, or Unreachable."""
         http = self._open()
-        request = self._request(http, call.asked, self._read_s(call.asked))
-        with self.translated():
+        with self._request(http, call.asked, self._read_s(call.asked)) as request, self.translated():
             response = http.send(request)
         _check(response)
         return call.read(Answer(response.headers, response.content))
@@ -147,8 +157,7 @@ class Connection(_Line):
         """Ask and return once the answer has begun; close the stream when done with it."""
         http = self._open()
         read_s = None if call.last is None else self._read_s(call.asked)
-        request = self._request(http, call.asked, read_s)
-        with self.translated():
+        with self._request(http, call.asked, read_s) as request, self.translated():
             response = http.send(request, stream=True)
             if response.is_success:
                 return Stream(self, response, call)
@@ -184,8 +193,7 @@ class AsyncConnection(_Line):
     async def send(self, call: Call[T]) -> T:
         """Ask and return the answer; raises what the coordinator raised, or Unreachable."""
         http = self._open()
-        request = self._request(http, call.asked, self._read_s(call.asked))
-        with self.translated():
+        with self._request(http, call.asked, self._read_s(call.asked)) as request, self.translated():
             response = await http.send(request)
         _check(response)
         return call.read(Answer(response.headers, response.content))
@@ -194,8 +202,7 @@ class AsyncConnection(_Line):
         """Ask and return once the answer has begun; close the stream when done with it."""
         http = self._open()
         read_s = None if call.last is None else self._read_s(call.asked)
-        request = self._request(http, call.asked, read_s)
-        with self.translated():
+        with self._request(http, call.asked, read_s) as request, self.translated():
             response = await http.send(request, stream=True)
             if response.is_success:
                 return AsyncStream(self, response, call)
@@ -308,6 +315,13 @@ def _tls(target: Target) -> ssl.SSLContext | None:
             f"{at} cannot be used for TLS ({error}); it must be a PEM file that you may read"
         ) from None
     return context
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _cause(error: Exception) -> str:

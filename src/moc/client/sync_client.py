@@ -11,6 +11,9 @@ from moc.client.calls import Messages, Terms
 from moc.client.config import Config
 from moc.client.connection import Connection, Stream
 from moc.client.discovery import Target
+from moc.client.evaluations import Evaluations
+from moc.client.files import Files
+from moc.client.jobs import Jobs
 from moc.client.keys import Audit, Keys
 from moc.client.leases import HeldLease, Leases, Notice
 from moc.client.rollouts import Rollouts
@@ -24,6 +27,7 @@ from moc.client.views import (
     ModelView,
     Page,
     SystemView,
+    TokensView,
     WorkerView,
 )
 from moc.kernel.errors import DeadlineExceeded, Unavailable
@@ -49,6 +53,10 @@ class Models:
     def show(self, reference: str) -> ModelView:
         """One version; NotFound when there is none."""
         return self._line.send(calls.show_model(reference))
+
+    def card(self, name: str, version: int) -> str:
+        """The model card of a version that was trained here, as Markdown; NotFound when it was not."""
+        return self._line.send(calls.show_card(name, version))
 
     def explain(self, reference: str) -> ExplanationView:
         """What loading it would do now; changes nothing. Conflict until its files are here."""
@@ -170,6 +178,9 @@ class Client:
         self.workers = Workers(self._line)
         self.devices = Devices(self._line)
         self.leases = Leases(self._line)
+        self.jobs = Jobs(self._line)
+        self.files = Files(self._line)
+        self.evaluations = Evaluations(self._line)
         self.keys = Keys(self._line)
         self.audit = Audit(self._line)
         self.config = Config(self._line)
@@ -288,6 +299,22 @@ class Client:
     ) -> Document:
         """Embeddings of one text or several, in order."""
         return self._line.send(calls.embed(model, texts, options, Terms(deadline_s, priority, session)))
+
+    def tokenize(
+        self,
+        model: str,
+        text: Messages,
+        *,
+        deadline_s: float | None = None,
+        priority: int | None = None,
+        session: str | None = None,
+        **options: Any,
+    ) -> TokensView:
+        """The tokens of a text, or of a conversation up to where the answer would begin.
+
+        `options` are `add_special_tokens` of a text, `add_generation_prompt` of a conversation; both true by default.
+        """
+        return self._line.send(calls.tokenize(model, text, options, Terms(deadline_s, priority, session)))
 
     def metadata(self, model: str) -> MetadataView:
         """The tensors a model takes and gives; loads it if that is not known yet."""

@@ -36,6 +36,23 @@ class ExpectedMemoryView(TypedDict):
     how: str
 
 
+class LineageView(TypedDict):
+    """Where a version came from that was trained here."""
+
+    base: str
+    base_digest: str
+    data_digest: str
+    job: str
+    type: str
+    method: str
+    hyperparameters: dict[str, Any]
+    seed: int
+    code_version: str
+    metrics: dict[str, float]
+    trained_tokens: int
+    licence: str
+
+
 class ModelView(TypedDict):
     """One version of a model: what it was told to be and how it is doing."""
 
@@ -73,6 +90,7 @@ class ModelView(TypedDict):
     adopted: bool
     problem: str
     circuit: str
+    lineage: LineageView | None
     worker: WorkerView | None
 
 
@@ -358,8 +376,18 @@ class VictimView(TypedDict):
     after_drain: bool
 
 
+class PausedView(TypedDict):
+    """A learning job that would be paused so that a model fits."""
+
+    job: str
+    device: str
+    bytes: int
+    priority: int
+    grace_s: float
+
+
 class ExplanationView(TypedDict):
-    """What loading a model would do now: where it goes and who leaves for it, or why it fits nowhere.
+    """What loading a model would do now: where it goes and who makes room for it, or why it fits nowhere.
 
     It needs `needed_bytes` on each device.
     """
@@ -369,6 +397,7 @@ class ExplanationView(TypedDict):
     fits: bool
     placements: list[PlacementView]
     victims: list[VictimView]
+    pauses: list[PausedView]
     reason: str
     message: str
     retry_after_s: float | None
@@ -438,6 +467,14 @@ class RevisionPage(TypedDict):
 
     items: list[RevisionView]
     next: int | None
+
+
+class TokensView(TypedDict):
+    """The tokens of a text; `max_model_len` is how many one request may have."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
 
 
 Document = dict[str, Any]

@@ -6,9 +6,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from moc.config.document import PREFIX
+from moc.kernel.errors import InvalidRequest
+from moc.kernel.units import Bytes
 
 LIVE = (
     "aliases",
+    "learning.disk_quota",
+    "learning.grace_s",
+    "learning.max_attempts",
+    "learning.max_parallel_jobs",
+    "learning.max_serving_p95_ratio",
+    "learning.min_runtime_s",
     "models",
     "resilience",
     "resources",
@@ -165,6 +173,15 @@ class LearningSection(_Section):
     """Processor threads of a training; without it half the cores."""
     max_serving_p95_ratio: float = Field(default=1.5, ge=1, le=100)
     """How much longer requests may take while jobs run, at the 95th percentile, before jobs are slowed down."""
+
+    @field_validator("disk_quota")
+    @classmethod
+    def _size(cls, value: str) -> str:
+        try:
+            Bytes.parse(value)
+        except InvalidRequest as error:
+            raise ValueError(error.message) from None
+        return value
 
 
 class Telemetry(_Section):

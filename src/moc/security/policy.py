@@ -16,6 +16,8 @@ class Operation(StrEnum):
     CHANGE_DEVICES = "devices.change"
     READ_LEASES = "leases.read"
     CHANGE_LEASES = "leases.change"
+    READ_JOBS = "jobs.read"
+    CHANGE_JOBS = "jobs.change"
     READ_KEYS = "keys.read"
     CHANGE_KEYS = "keys.change"
     READ_AUDIT = "audit.read"
@@ -23,13 +25,27 @@ class Operation(StrEnum):
     CHANGE_CONFIG = "config.change"
 
 
-_READER = frozenset({Operation.READ_MODELS, Operation.READ_SYSTEM, Operation.READ_DEVICES, Operation.READ_LEASES})
+_READER = frozenset(
+    {
+        Operation.READ_MODELS,
+        Operation.READ_SYSTEM,
+        Operation.READ_DEVICES,
+        Operation.READ_LEASES,
+        Operation.READ_JOBS,
+    }
+)
 
 ALLOWED: dict[Role, frozenset[Operation]] = {
     Role.VIEWER: _READER,
     Role.INFERENCE: frozenset({Operation.INFER, Operation.READ_MODELS}),
     Role.OPERATOR: _READER
-    | {Operation.INFER, Operation.CHANGE_MODELS, Operation.CHANGE_DEVICES, Operation.CHANGE_LEASES},
+    | {
+        Operation.INFER,
+        Operation.CHANGE_MODELS,
+        Operation.CHANGE_DEVICES,
+        Operation.CHANGE_LEASES,
+        Operation.CHANGE_JOBS,
+    },
     Role.ADMIN: frozenset(Operation),
 }
 

@@ -8,10 +8,11 @@ import msgspec
 
 from moc.gpu.device import CUDA
 from moc.inference.station import Stations
-from moc.kernel.errors import Conflict, InvalidRequest
+from moc.kernel.errors import Conflict, InvalidRequest, NotFound
 from moc.kernel.units import Bytes, parse_duration_s
 from moc.models.catalogue import Catalogue, Entry
 from moc.models.footprints import Footprints
+from moc.models.lineage import card
 from moc.models.manager import ModelManager
 from moc.models.model import NAME, REMOTE, RUNTIMES, SHARDED, SOURCELESS, Batching, Canary, ModelSpec, State
 from moc.models.ports import Sources
@@ -170,6 +171,14 @@ class ModelsService:
         """One version."""
         require(identity, Operation.READ_MODELS, model=reference)
         return await self._view(self._catalogue.entry(reference))
+
+    async def card(self, identity: Identity, reference: str) -> str:
+        """The model card of a version that was trained here, as Markdown; NotFound when it was not."""
+        require(identity, Operation.READ_MODELS, model=reference)
+        version = self._catalogue.entry(reference).version
+        if version.lineage is None:
+            raise NotFound(f"{version.reference} was not trained here, so it has no card")
+        return card(version.reference, version.digest, version.lineage)
 
     async def explain(self, identity: Identity, reference: str) -> Explanation:
         """What loading it would do now; changes nothing. Conflict until its files are here or its need declared."""

@@ -7,7 +7,10 @@ from moc.service.aliases import AliasesService
 from moc.service.audit import AuditService
 from moc.service.configuration import ConfigurationService
 from moc.service.devices import DevicesService
+from moc.service.evaluations import EvaluationsService
+from moc.service.files import FilesService
 from moc.service.inference import InferenceService
+from moc.service.jobs import JobsService
 from moc.service.keys import KeysService
 from moc.service.leases import LeasesService
 from moc.service.models import ModelsService
@@ -26,6 +29,9 @@ class Services:
     rollouts: RolloutsService
     devices: DevicesService
     leases: LeasesService
+    jobs: JobsService
+    evaluations: EvaluationsService
+    files: FilesService
     keys: KeysService
     audit: AuditService
     configuration: ConfigurationService

@@ -13,6 +13,7 @@ from moc.security.policy import Operation
 from moc.service.checks import Checks, HeldSeat
 from moc.service.devices import DevicesService
 from moc.service.guard import require, visible
+from moc.service.jobs import JobsService
 from moc.service.leases import LeasesService
 from moc.service.replica import Replica
 from moc.service.views import (
@@ -45,6 +46,7 @@ class SystemService:
         workforce: Workforce,
         devices: DevicesService,
         leases: LeasesService,
+        jobs: JobsService,
         metrics: Metrics,
         checks: Checks,
     ) -> None:
@@ -54,6 +56,7 @@ class SystemService:
         self._workforce = workforce
         self._devices = devices
         self._leases = leases
+        self._jobs = jobs
         self._metrics = metrics
         self._checks = checks
 
@@ -152,6 +155,7 @@ class SystemService:
             for view in self._devices.views()
         )
         self._metrics.observe_leases(self._leases.count())
+        self._metrics.learning.observe_jobs(self._jobs.count())
         for seat in self._seats:
             self._metrics.observe_seat(seat.name, held=seat.held, term=seat.term)
 

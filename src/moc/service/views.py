@@ -9,6 +9,7 @@ from moc.gpu.lease import Standing
 from moc.kernel.events import Event
 from moc.models.catalogue import Entry
 from moc.models.footprint import Footprint
+from moc.models.lineage import Lineage
 from moc.models.ports import Worker
 from moc.resilience.bulkhead import Bulkhead
 
@@ -73,6 +74,7 @@ class ModelView:
     `problem` says why it does not answer though it is loaded, empty when it does. `circuit` is open while requests are
     refused because those before failed, half_open while one is let through to try.
     `host_memory_bytes` is the most main memory it was measured to take beside its GPUs, None if it never was.
+    `lineage` tells where it came from if it was trained here.
     """
 
     name: str
@@ -110,6 +112,7 @@ class ModelView:
     canary: dict[str, Any] | None
     cost: float
     circuit: str
+    lineage: Lineage | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,6 +312,7 @@ def model_view(
         adopted=worker is not None and worker.adopted,
         problem=problem,
         circuit=circuit,
+        lineage=version.lineage,
         worker=worker,
     )
 

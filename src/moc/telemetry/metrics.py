@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from moc.telemetry.learning import LearningGauges
 from moc.telemetry.traffic import TrafficCounters
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -97,6 +98,7 @@ class Metrics:
             "Writes refused because the seat they were made under is somebody else's by now.",
             registry=self.registry,
         )
+        self.learning = LearningGauges(self.registry)
         self.traffic = TrafficCounters(self.registry)
         self._children: dict[tuple[str, str, str], _Children] = {}
 

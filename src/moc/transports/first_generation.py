@@ -37,6 +37,12 @@ def spec_of(path: str, parameters: Mapping[str, Any] | None, shards: int | None)
     return spec
 
 
+def job_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A job with `job_type` and `model_name` as `type` and `model`."""
+    names = {"job_type": "type", "model_name": "model"}
+    return {names.get(name, name): value for name, value in fields.items()}
+
+
 def written_in(document: bytes | bytearray | memoryview) -> tuple[str, int]:
     """The text of an engine's completion, and of how many tokens it is."""
     made = _completion_decoder.decode(document)

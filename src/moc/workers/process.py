@@ -103,6 +103,20 @@ class Process:
             return None
 
     @classmethod
+    def known(cls, pid: int, started_at: float) -> "Process | None":
+        """The process of that number if it is the one that started then and has not ended; a dead child is reaped."""
+        try:
+            process = cls(psutil.Process(pid)) if pid > 0 else None
+        except psutil.Error:
+            return None
+        if process is None or abs(process.started_at - started_at) > START_TOLERANCE_S:
+            return None
+        if not process.is_alive():
+            process.wait(0)
+            return None
+        return process
+
+    @classmethod
     def search(cls, folder: Path) -> "Process | None":
         """The living worker of `folder` among all processes: it may have been killed before it wrote its pid."""
         for pid in psutil.pids():
@@ -207,6 +221,16 @@ def session_of(leader: int, started_at: float | None) -> list[psutil.Process]:
 def kill_left_behind(leader: int, started_at: float | None) -> None:
     """SIGKILL what a dead worker's session still holds, and wait until it is dead."""
     _kill(session_of(leader, started_at), KILL_TIMEOUT_S)
+
+
+def kill_strays(name: str, value: str) -> None:
+    """SIGKILL all that were started with a variable `name` of that value, wherever they went, and wait until dead."""
+    strays = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(name) == value:
+                strays.append(process)
+    _kill(strays, KILL_TIMEOUT_S)
 
 
 def _kill(processes: list[psutil.Process], timeout_s: float) -> bool:

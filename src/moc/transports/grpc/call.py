@@ -67,6 +67,10 @@ class Call:
         terms = terms_of(None, given(PRIORITY), given(SESSION), given(REPEATABLE), began_at=self._began_at)
         return structs.replace(terms, deadline=self.deadline())
 
+    def idempotency_key(self) -> str:
+        """By which a request that is asked again is known, '' when there is none."""
+        return (self._given(REPEATABLE) or b"").decode("latin-1")
+
     def tell_provenance(self, answer: Answer | AnswerStream) -> None:
         """Say in the trailers which version answered, and after how long a wait."""
         self.trailers += provenance(answer)

@@ -13,6 +13,7 @@ from moc.transports.grpc.engine import GrpcioEngine
 from moc.transports.grpc.gate import Gate
 from moc.transports.grpc.health import Health
 from moc.transports.grpc.inference import Inference
+from moc.transports.grpc.jobs import Jobs
 from moc.transports.grpc.leases import Leases
 from moc.transports.grpc.limits import Limits
 from moc.transports.grpc.model_ops import ModelOps
@@ -92,6 +93,7 @@ def methods_of(services: Services, closing: asyncio.Event) -> Mapping[str, Metho
         Models(services),
         Devices(services),
         Leases(services, closing),
+        Jobs(services, closing),
         System(services, closing),
         ModelOps(services),
     )

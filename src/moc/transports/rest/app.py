@@ -22,6 +22,8 @@ from moc.transports.rest.audio import Audio
 from moc.transports.rest.document import document
 from moc.transports.rest.exchange import Exchange
 from moc.transports.rest.failure import failure_of
+from moc.transports.rest.files import Files
+from moc.transports.rest.fine_tuning import FineTuning
 from moc.transports.rest.gate import Gate
 from moc.transports.rest.limits import Limits
 from moc.transports.rest.oip import CoreProtocol
@@ -31,6 +33,7 @@ from moc.transports.rest.openai import OpenAI
 from moc.transports.rest.operation import EXCHANGE, Operation
 from moc.transports.rest.rerank import Rerank
 from moc.transports.rest.responses import Responses
+from moc.transports.rest.tokenize import Tokenize
 
 _OPENAPI: Final = "/openapi.json"
 _DOCS_POLICY: Final = (
@@ -52,6 +55,7 @@ def build(services: Services, *, limits: Limits, hosts: frozenset[str] | None, c
         protocols=Router([operation.route() for operation in protocols], redirect_slashes=False),
         management=_management(services, closing, protocols, public),
         public=public,
+        unbounded=frozenset(operation.path for operation in protocols if operation.bounds_itself),
         hosts=hosts,
         closing=closing,
     )
@@ -59,7 +63,8 @@ def build(services: Services, *, limits: Limits, hosts: frozenset[str] | None, c
 
 def protocol_operations(services: Services) -> list[Operation]:
     """Every operation of the inference protocols, in the order in which they are looked for."""
-    parts = (CoreProtocol, OpenAI, Anthropic, Responses, Rerank, Audio, Extensions, Generation)
+    openai = (OpenAI, Responses, Rerank, Audio, Tokenize, Files, FineTuning)
+    parts = (CoreProtocol, *openai, Anthropic, Extensions, Generation)
     found = [operation for part in parts for operation in part(services).operations()]
     # A path that is only a model's name also matches what is written out, such as /v2/models/stats.
     return sorted(found, key=lambda operation: operation.path.endswith("{model}"))

@@ -1,7 +1,6 @@
 """The paths of the first generation of this system, for the programs that still ask there."""
 
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -11,16 +10,19 @@ from fastapi.responses import Response
 from msgspec import Meta, Struct
 
 from moc.kernel.errors import InvalidRequest, Unimplemented
+from moc.service.job_views import JobView
+from moc.service.jobs import JobFilter
 from moc.service.models import spec_from
 from moc.service.services import Services
 from moc.service.views import ModelView
-from moc.transports.first_generation import spec_of, written_in
+from moc.transports.first_generation import job_of, spec_of, written_in
 from moc.transports.oip.text import completion
 from moc.transports.rest.body import decoded
 from moc.transports.rest.exchange import inference_headers
+from moc.transports.rest.jobs import JOB_BODY, JobList, job_wishes
 from moc.transports.rest.management import ModelList
 from moc.transports.rest.operation import DEADLINE_HEADER, TERMS_HEADERS
-from moc.transports.rest.parameters import After, Call, Limit, json_answer
+from moc.transports.rest.parameters import After, Call, IdempotencyKey, Limit, json_answer
 
 
 class InferenceRequest(Struct, kw_only=True):
@@ -57,6 +59,7 @@ class InferenceAnswer:
 _TAG: Final = "compatibility"
 _inference_decoder: Final = msgspec.json.Decoder(InferenceRequest)
 _load_decoder: Final = msgspec.json.Decoder(LoadRequest)
+_fields_decoder: Final = msgspec.json.Decoder(dict[str, Any])
 
 
 def router(services: Services) -> APIRouter:
@@ -64,7 +67,8 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter(tags=[_TAG], deprecated=True)
     _add_inference(routes, services)
     _add_models(routes, services)
-    _add_later(routes)
+    _add_jobs(routes, services)
+    _add_goals(routes)
     return routes
 
 
@@ -129,25 +133,42 @@ def _add_models(routes: APIRouter, services: Services) -> None:
         return json_answer(await models.unload(call.identity, name, call.deadline()))
 
 
-def _add_later(routes: APIRouter) -> None:
+def _add_jobs(routes: APIRouter, services: Services) -> None:
+    jobs = services.jobs
+
+    @routes.get("/learning/jobs", response_model=JobList, name="older_list_jobs", summary="List jobs")
+    async def list_jobs(call: Call, after: After = None, limit: Limit = 100) -> Response:
+        page = await jobs.list(call.identity, wanted=JobFilter(), after=after, limit=limit)
+        return json_answer(JobList(page.items, page.next))
+
+    @routes.post(
+        "/learning/jobs",
+        response_model=JobView,
+        name="older_submit_job",
+        summary="Submit a job; `job_type` and `model_name` are its `type` and `model`",
+        openapi_extra=JOB_BODY,
+    )
+    async def submit_job(call: Call, idempotency_key: IdempotencyKey = "") -> Response:
+        fields = decoded(_fields_decoder, await call.body())
+        wish = decoded(job_wishes, msgspec.json.encode(job_of(fields)))
+        return json_answer(await jobs.submit(call.identity, wish, idempotency_key=idempotency_key))
+
+
+def _add_goals(routes: APIRouter) -> None:
     """What this version cannot do yet."""
-    for path, noun in (("/learning/jobs", "learning jobs"), ("/goals", "goals")):
-        for method in ("GET", "POST"):
-            routes.add_api_route(
-                path,
-                _refusal(noun),
-                methods=[method],
-                name=f"older_{method.lower()}_{noun.replace(' ', '_')}",
-                response_class=Response,
-                summary=f"Refused: this version has no {noun}",
-            )
 
-
-def _refusal(noun: str) -> Callable[[], Awaitable[Response]]:
     async def refuse() -> Response:
-        raise Unimplemented(f"this version has no {noun}; a later one will")
+        raise Unimplemented("this version has no goals; a later one will")
 
-    return refuse
+    for method in ("GET", "POST"):
+        routes.add_api_route(
+            "/goals",
+            refuse,
+            methods=[method],
+            name=f"older_{method.lower()}_goals",
+            response_class=Response,
+            summary="Refused: this version has no goals",
+        )
 
 
 def _body(described: type) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def _describe(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
         "tags": [_TAGS[shape_of(operation.path)]],
         "summary": operation.summary,
         "operationId": re.sub(r"\W+", "_", f"{operation.method} {operation.path}").strip("_").lower(),
-        "parameters": [_path_parameter(name) for name in _PARAMETER.findall(operation.path)],
+        "parameters": [*map(_path_parameter, _PARAMETER.findall(operation.path)), *operation.query],
         "responses": {"200": {"description": "Done", "content": content}},
     }
     if operation.path.endswith("/"):
@@ -113,7 +113,8 @@ def _describe(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
             content["application/octet-stream"] = {"schema": _TEXT}
             described["parameters"].append(_HEADER_LENGTH)
         described["requestBody"] = {"required": not operation.optional_body, "content": content}
-        described["parameters"] += [DEADLINE_HEADER] if operation.optional_body else TERMS_HEADERS
+        if operation.has_terms:
+            described["parameters"] += [DEADLINE_HEADER] if operation.optional_body else TERMS_HEADERS
     return described
 
 

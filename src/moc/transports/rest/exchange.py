@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 import msgspec
+from starlette.datastructures import QueryParams
 from starlette.types import Message, Receive, Scope, Send
 
 from moc.kernel.errors import TooLarge
@@ -98,6 +99,11 @@ class Exchange:
         """A part of the path by the name its route gives it."""
         part: str = self.scope["path_params"][name]
         return part
+
+    @property
+    def query(self) -> QueryParams:
+        """What stands behind the question mark."""
+        return QueryParams(self.scope["query_string"])
 
     def token(self, *, basic: bool) -> str | None:
         """The key that was sent; with `basic`, also as the password of HTTP Basic (what a browser can send)."""
@@ -220,6 +226,8 @@ def shape_of(path: str) -> Shape:
     """Whose protocol a path belongs to."""
     if path.startswith("/v2/") or path == "/v2":
         return Shape.OIP
+    if path == "/tokenize":  # vLLM's, whose API is OpenAI's otherwise
+        return Shape.OPENAI
     if not path.startswith("/v1/"):
         return Shape.NATIVE
     return Shape.ANTHROPIC if path == "/v1/messages" or path.startswith("/v1/messages/") else Shape.OPENAI

@@ -34,8 +34,9 @@ class Gate:
     """An ASGI application in front of two others: one for the inference protocols, one for the rest.
 
     `hosts`, when given, are the only names the server may be called by: a page of another site that had
-    its own name pointed at this machine would call it by that name. `public` paths need no key. Requests that
-    are cancelled once `closing` is set end in silence: their connections are gone.
+    its own name pointed at this machine would call it by that name. `public` paths need no key; who answers
+    `unbounded` ones bounds their bodies. Requests that are cancelled once `closing` is set end in silence: their
+    connections are gone.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Gate:
         protocols: ASGIApp,
         management: ASGIApp,
         public: frozenset[str],
+        unbounded: frozenset[str],
         hosts: frozenset[str] | None,
         closing: asyncio.Event,
     ) -> None:
@@ -56,6 +58,7 @@ class Gate:
         self._protocols = protocols
         self._management = management
         self._public = public
+        self._unbounded = unbounded
         self._closing = closing
         self._hosts = None if hosts is None else frozenset(host.encode("ascii") for host in hosts)
 
@@ -87,7 +90,8 @@ class Gate:
             address = exchange.address
             ORIGIN.set(Origin(exchange.request_id, address))
             exchange.identity = self._identify(exchange, exchange.token(basic=path in BROWSER_PATHS), address)
-        exchange.check_length()
+        if path not in self._unbounded:
+            exchange.check_length()
 
     def _identify(self, exchange: Exchange, token: str | None, address: str) -> Identity:
         if token is None and exchange.certificate is not None:

@@ -1,13 +1,13 @@
 """The management API under /api/v1: models, aliases, devices, leases, keys, the audit, workers, events, the system."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from fastapi import APIRouter, Header, Path, Query
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 
 from moc.kernel.errors import InvalidRequest
 from moc.resilience.deadline import Deadline
@@ -20,11 +20,14 @@ from moc.transports.rest.aliases import add_aliases
 from moc.transports.rest.audit import add_audit
 from moc.transports.rest.body import decoded
 from moc.transports.rest.config import add_config
+from moc.transports.rest.evaluations import add_evaluations
+from moc.transports.rest.jobs import add_jobs
 from moc.transports.rest.keys import add_keys
 from moc.transports.rest.leases import add_leases
 from moc.transports.rest.operation import DEADLINE_HEADER
 from moc.transports.rest.parameters import After, Call, Limit, json_answer
 from moc.transports.rest.rollouts import add_rollouts
+from moc.transports.rest.streaming import endless, event_id, numbered_event
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +190,8 @@ def router(services: Services, *, closing: asyncio.Event) -> APIRouter:
     _add_model_changes(routes, services)
     add_aliases(routes, services)
     add_rollouts(routes, services)
+    add_jobs(routes, services, closing)
+    add_evaluations(routes, services)
     _add_devices(routes, services)
     add_keys(routes, services)
     add_audit(routes, services)
@@ -232,6 +237,15 @@ def _add_models(routes: APIRouter, services: Services) -> None:
     )
     async def explain_model(call: Call, reference: Reference) -> Response:
         return json_answer(await models.explain(call.identity, reference))
+
+    @routes.get(
+        "/models/{name}/versions/{version}/card",
+        tags=["models"],
+        response_class=PlainTextResponse,
+        summary="Show the model card of a version that was trained here, as Markdown",
+    )
+    async def show_card(call: Call, name: str, version: Version) -> Response:
+        return PlainTextResponse(await models.card(call.identity, f"{name}@{version}"), media_type="text/markdown")
 
     @routes.get("/models/{name}/versions", tags=["models"], response_model=VersionList, summary="List versions")
     async def list_versions(call: Call, name: str) -> Response:
@@ -349,39 +363,7 @@ def _add_events(routes: APIRouter, services: Services, closing: asyncio.Event) -
             found = await system.events(call.identity, after=after or 0, limit=limit)
             return json_answer(EventList(found, found[-1].id if len(found) == limit else None))
         newest = await system.last_event_id(call.identity)
-        start = after if last_event_id is None else _event_id(last_event_id)
+        start = after if last_event_id is None else event_id(last_event_id)
         followed = system.follow(call.identity, after=newest if start is None else start)
-        stream = _event_stream(followed, closing, call.limits.event_keep_alive_s)
+        stream = endless(call, followed, lambda view: numbered_event(view.id, view.kind, view), closing)
         return StreamingResponse(stream, media_type="text/event-stream")
-
-
-def _event_id(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise InvalidRequest(f"Last-Event-ID must be the id of an event, a number, not {text[:40]!r}")
-    return int(text)
-
-
-async def _event_stream(
-    events: AsyncIterator[EventView], closing: asyncio.Event, keep_alive_s: float
-) -> AsyncIterator[bytes]:
-    """Events as they come, a comment when none came for a while; ends with the server."""
-    closed = asyncio.create_task(closing.wait(), name="events-closed")
-    coming = asyncio.ensure_future(anext(events, None))
-    try:
-        yield b": connected\n\n"
-        while not closed.done():
-            done, _ = await asyncio.wait({coming, closed}, timeout=keep_alive_s, return_when=asyncio.FIRST_COMPLETED)
-            if coming in done:
-                event = coming.result()
-                if event is None:
-                    return
-                coming = asyncio.ensure_future(anext(events, None))
-                yield b"id: %d\nevent: %s\ndata: %s\n\n" % (event.id, event.kind.encode(), msgspec.json.encode(event))
-            elif not done:
-                yield b": still here\n\n"
-    finally:
-        closed.cancel()
-        coming.cancel()
-        await asyncio.gather(closed, coming, return_exceptions=True)
-        if isinstance(events, AsyncGenerator):
-            await events.aclose()

@@ -56,9 +56,10 @@ Handler = Callable[[Exchange], Awaitable[None]]
 class Operation:
     """One method of one path.
 
-    `body` and `answer` are the types the document describes them by; `body_media` is the body's media type,
-    `optional_body` allows none at all.
-    `media` are the answer's media types. `public` operations need no key.
+    `query` are the parameters behind the question mark, as the document has them. `body` and `answer` are the types
+    the document describes them by; `body_media` is the body's media type, `optional_body` allows none at all; one that
+    `bounds_itself` reads it piece by piece, however large it is. `has_terms` tells whether the headers of one with a
+    body say how it is to be served. `media` are the answer's media types. `public` operations need no key.
     """
 
     method: str
@@ -66,10 +67,13 @@ class Operation:
     handle: Handler
     summary: str
     answer: Any
+    query: tuple[dict[str, Any], ...] = ()
     body: Any = None
     body_media: str = "application/json"
     optional_body: bool = False
     binary_body: bool = False
+    bounds_itself: bool = False
+    has_terms: bool = True
     media: tuple[str, ...] = ("application/json",)
     public: bool = False
 

@@ -1,17 +1,20 @@
 """Answers that come in pieces, as server-sent events."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import structlog
 
-from moc.kernel.errors import MocError
+from moc.kernel.errors import InvalidRequest, MocError
 from moc.service.inference import AnswerStream
 from moc.transports.rest.exchange import EVENTS, Exchange, inference_headers
 from moc.transports.status import http_body, unexpected
 
 log = structlog.get_logger(__name__)
+
+V = TypeVar("V")
 
 
 class Teller(Protocol):
@@ -44,6 +47,56 @@ def event(data: bytes) -> bytes:
 def typed_event(document: Mapping[str, Any]) -> bytes:
     """One server-sent event that is called what the document's `type` says."""
     return b"event: " + str(document["type"]).encode() + b"\n" + event(msgspec.json.encode(document))
+
+
+def numbered_event(number: int, name: str, view: Any) -> bytes:
+    """One server-sent event with an id, behind which a client that comes again may go on."""
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (number, name.encode(), msgspec.json.encode(view))
+
+
+def event_id(text: str) -> int:
+    """The number in `Last-Event-ID`."""
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise InvalidRequest(f"Last-Event-ID must be the id of an event, a number, not {text[:40]!r}")
+    return int(text)
+
+
+async def endless(
+    exchange: Exchange,
+    views: AsyncIterator[V],
+    tell: Callable[[V], bytes],
+    closing: asyncio.Event,
+    *,
+    last: bytes = b"",
+) -> AsyncGenerator[bytes, None]:
+    """Views as they come, each as `tell` has it, a comment when none came for a while; ends with the server.
+
+    When there are no more views, `last` is the end; an error on the way becomes the last event.
+    """
+    closed = asyncio.create_task(closing.wait(), name="events-closed")
+    coming = asyncio.ensure_future(anext(views, None))
+    try:
+        yield b": connected\n\n"
+        while not closed.done():
+            keep_alive_s = exchange.limits.event_keep_alive_s
+            done, _ = await asyncio.wait({coming, closed}, timeout=keep_alive_s, return_when=asyncio.FIRST_COMPLETED)
+            if coming in done:
+                view = coming.result()
+                if view is None:
+                    yield last
+                    return
+                coming = asyncio.ensure_future(anext(views, None))
+                yield tell(view)
+            elif not done:
+                yield b": still here\n\n"
+    except MocError as error:
+        yield event(http_body(error, exchange.shape, exchange.request_id))
+    finally:
+        closed.cancel()
+        coming.cancel()
+        await asyncio.gather(closed, coming, return_exceptions=True)
+        if isinstance(views, AsyncGenerator):
+            await views.aclose()
 
 
 async def send_stream(

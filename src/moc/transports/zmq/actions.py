@@ -6,6 +6,7 @@ from moc.service.services import Services
 from moc.transports.zmq.call import Action
 from moc.transports.zmq.description import description_actions
 from moc.transports.zmq.inference import inference_actions
+from moc.transports.zmq.jobs import job_actions
 from moc.transports.zmq.limits import Limits
 from moc.transports.zmq.management import management_actions
 
@@ -15,5 +16,6 @@ def actions_of(services: Services, limits: Limits) -> Mapping[str, Action]:
     actions: dict[str, Action] = {}
     actions |= inference_actions(services.inference)
     actions |= management_actions(services)
+    actions |= job_actions(services.jobs)
     actions |= description_actions(services, limits, actions)
     return actions

@@ -35,7 +35,7 @@ class Call:
     """A request; `caller` is None if no key was shown.
 
     `emit` sends a piece of an answer, None if only a whole one is taken; `cancel` ends another request of the same
-    peer by its id, and tells whether there was one.
+    peer by its id, and tells whether there was one. By its `idempotency_key` a request that is asked again is known.
     """
 
     request_id: str
@@ -46,6 +46,7 @@ class Call:
     tensors: Sequence[memoryview]
     emit: Emit | None
     cancel: Callable[[str], bool]
+    idempotency_key: str
 
     @property
     def identity(self) -> Identity:

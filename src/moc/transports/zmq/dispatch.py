@@ -208,7 +208,17 @@ class Dispatch:
             raise InvalidRequest(f"there is no action {name[:40]!r}; {hint}")
         emit = None if envelope.single else self._emitter(work)
         terms = _terms(message, work.began)
-        call = Call(work.request_id, identity, terms, form, payload, envelope.tensors, emit, partial(_cancel, work))
+        call = Call(
+            work.request_id,
+            identity,
+            terms,
+            form,
+            payload,
+            envelope.tensors,
+            emit,
+            partial(_cancel, work),
+            message.idempotency_key or "",
+        )
         work.patient = action.patient
         return await action.handle(call)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from moc.transports.first_generation import spec_of
+from moc.transports.first_generation import job_of, spec_of
 
 Fields = dict[str, Any]
 
@@ -55,7 +55,7 @@ TYPES: Mapping[str, Older] = MappingProxyType(
         "inference_request": Older("infer", "inference_response", _inference),
         "model_load_request": Older("load_model", "model_load_response", _load),
         "model_unload_request": Older("unload_model", "model_unload_response", _unload),
-        "learning_job_request": Older("submit_job", "learning_job_response"),
+        "learning_job_request": Older("submit_job", "learning_job_response", job_of),
         "goal_create_request": Older("create_goal", "goal_create_response"),
         "status_request": Older("status", "status_response"),
         "capabilities_request": Older("capabilities", "capabilities_response"),

@@ -68,7 +68,7 @@ def management_actions(services: Services) -> Mapping[str, Action]:
         "renew_lease": Action(handle=managing.renew_lease),
         "release_lease": Action(handle=managing.release_lease),
         "cancel": Action(handle=_cancel),
-        **{name: Action(handle=_later) for name in ("submit_job", "job", "create_goal", "goal")},
+        **{name: Action(handle=_later) for name in ("create_goal", "goal")},
     }
 
 
@@ -83,7 +83,7 @@ async def _cancel(call: Call) -> Outcome:
 
 
 async def _later(call: Call) -> Outcome:
-    raise Unimplemented("this version has neither jobs nor goals; a later one will")
+    raise Unimplemented("this version has no goals; a later one will")
 
 
 class _Managing:

@@ -43,7 +43,7 @@ class AddModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "reference", "state", "reason", "message", "digest", "runtime", "source", "options", "devices", "memory_bytes", "expected_memory", "host_memory_bytes", "shards", "group", "min_residency_s", "preload", "pin", "ttl_s", "priority", "max_concurrent", "max_queue", "created_at", "changed_at", "artifact", "load_s", "info", "adopted", "worker", "problem", "batching", "canary", "cost", "circuit")
+    __slots__ = ("name", "version", "reference", "state", "reason", "message", "digest", "runtime", "source", "options", "devices", "memory_bytes", "expected_memory", "host_memory_bytes", "shards", "group", "min_residency_s", "preload", "pin", "ttl_s", "priority", "max_concurrent", "max_queue", "created_at", "changed_at", "artifact", "load_s", "info", "adopted", "worker", "problem", "batching", "canary", "cost", "circuit", "lineage")
     class Artifact(_message.Message):
         __slots__ = ("sha256", "size_bytes")
         SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,40 @@ class Model(_message.Message):
         bytes: int
         how: str
         def __init__(self, bytes: _Optional[int] = ..., how: _Optional[str] = ...) -> None: ...
+    class Lineage(_message.Message):
+        __slots__ = ("base", "base_digest", "data_digest", "job", "type", "method", "hyperparameters", "seed", "code_version", "metrics", "trained_tokens", "licence")
+        class MetricsEntry(_message.Message):
+            __slots__ = ("key", "value")
+            KEY_FIELD_NUMBER: _ClassVar[int]
+            VALUE_FIELD_NUMBER: _ClassVar[int]
+            key: str
+            value: float
+            def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+        BASE_FIELD_NUMBER: _ClassVar[int]
+        BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+        DATA_DIGEST_FIELD_NUMBER: _ClassVar[int]
+        JOB_FIELD_NUMBER: _ClassVar[int]
+        TYPE_FIELD_NUMBER: _ClassVar[int]
+        METHOD_FIELD_NUMBER: _ClassVar[int]
+        HYPERPARAMETERS_FIELD_NUMBER: _ClassVar[int]
+        SEED_FIELD_NUMBER: _ClassVar[int]
+        CODE_VERSION_FIELD_NUMBER: _ClassVar[int]
+        METRICS_FIELD_NUMBER: _ClassVar[int]
+        TRAINED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+        LICENCE_FIELD_NUMBER: _ClassVar[int]
+        base: str
+        base_digest: str
+        data_digest: str
+        job: str
+        type: str
+        method: str
+        hyperparameters: _struct_pb2.Struct
+        seed: int
+        code_version: str
+        metrics: _containers.ScalarMap[str, float]
+        trained_tokens: int
+        licence: str
+        def __init__(self, base: _Optional[str] = ..., base_digest: _Optional[str] = ..., data_digest: _Optional[str] = ..., job: _Optional[str] = ..., type: _Optional[str] = ..., method: _Optional[str] = ..., hyperparameters: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., seed: _Optional[int] = ..., code_version: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., trained_tokens: _Optional[int] = ..., licence: _Optional[str] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +127,7 @@ class Model(_message.Message):
     CANARY_FIELD_NUMBER: _ClassVar[int]
     COST_FIELD_NUMBER: _ClassVar[int]
     CIRCUIT_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     reference: str
@@ -128,4 +163,5 @@ class Model(_message.Message):
     canary: _struct_pb2.Struct
     cost: float
     circuit: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., reference: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., digest: _Optional[str] = ..., runtime: _Optional[str] = ..., source: _Optional[str] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., devices: _Optional[_Iterable[str]] = ..., memory_bytes: _Optional[int] = ..., expected_memory: _Optional[_Union[Model.ExpectedMemory, _Mapping]] = ..., host_memory_bytes: _Optional[int] = ..., shards: _Optional[int] = ..., group: _Optional[str] = ..., min_residency_s: _Optional[float] = ..., preload: _Optional[bool] = ..., pin: _Optional[bool] = ..., ttl_s: _Optional[float] = ..., priority: _Optional[int] = ..., max_concurrent: _Optional[int] = ..., max_queue: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., changed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., artifact: _Optional[_Union[Model.Artifact, _Mapping]] = ..., load_s: _Optional[float] = ..., info: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., adopted: _Optional[bool] = ..., worker: _Optional[_Union[_workers_pb2.Worker, _Mapping]] = ..., problem: _Optional[str] = ..., batching: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., canary: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., cost: _Optional[float] = ..., circuit: _Optional[str] = ...) -> None: ...
+    lineage: Model.Lineage
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., reference: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., digest: _Optional[str] = ..., runtime: _Optional[str] = ..., source: _Optional[str] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., devices: _Optional[_Iterable[str]] = ..., memory_bytes: _Optional[int] = ..., expected_memory: _Optional[_Union[Model.ExpectedMemory, _Mapping]] = ..., host_memory_bytes: _Optional[int] = ..., shards: _Optional[int] = ..., group: _Optional[str] = ..., min_residency_s: _Optional[float] = ..., preload: _Optional[bool] = ..., pin: _Optional[bool] = ..., ttl_s: _Optional[float] = ..., priority: _Optional[int] = ..., max_concurrent: _Optional[int] = ..., max_queue: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., changed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., artifact: _Optional[_Union[Model.Artifact, _Mapping]] = ..., load_s: _Optional[float] = ..., info: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., adopted: _Optional[bool] = ..., worker: _Optional[_Union[_workers_pb2.Worker, _Mapping]] = ..., problem: _Optional[str] = ..., batching: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., canary: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., cost: _Optional[float] = ..., circuit: _Optional[str] = ..., lineage: _Optional[_Union[Model.Lineage, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,86 @@
+"""Keys of programs: no more than their submitter's, private, and closed at the end."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moc.kernel.clock import SystemClock
+from moc.kernel.errors import Forbidden
+from moc.learning.job import Job, JobSpec, JobState, JobType, Reason
+from moc.security.identity import ANYONE, Role
+from moc.security.key import ApiKey, KeyState, KeyTerms, id_of
+from moc.security.keyring import KeyRing
+from moc.security.quota import Rate
+from moc.service.visitors import JobVisitors
+from moc.store.memory import MemoryStore
+
+
+def job(created_by: str, type: JobType = JobType.EVALUATE) -> Job:
+    return Job(
+        id="job-1",
+        spec=JobSpec(type=type),
+        state=JobState.RUNNING,
+        reason=Reason.STARTED,
+        created_at=0.0,
+        created_by=created_by,
+        created_by_name="someone",
+        changed_at=0.0,
+    )
+
+
+async def made(folder: Path) -> tuple[KeyRing, JobVisitors]:
+    store = MemoryStore()
+    await store.start()
+    keys = KeyRing(store=store, data_dir=folder, clock=SystemClock())
+    await keys.start()
+    return keys, JobVisitors(keys=keys, clock=SystemClock(), url=lambda: "http://here", authority=folder / "ca.pem")
+
+
+def shown(keys: KeyRing, environment: Mapping[str, str]) -> ApiKey:
+    """The key that a program was given, in a file for nobody else."""
+    path = Path(environment["MOC_API_KEY_FILE"])
+    assert path.stat().st_mode & 0o777 == 0o600
+    return keys.show(id_of(path.read_text()))
+
+
+async def test_a_program_may_no_more_than_who_submitted_its_job(tmp_path: Path) -> None:
+    keys, visitors = await made(tmp_path)
+    terms = KeyTerms(role=Role.OPERATOR, models=("mine-*",), rate=Rate.parse("5/min"), max_concurrency=2)
+    _, owner = await keys.create(terms, actor="test")
+    environment = await visitors.admit(job(owner.id), tmp_path)
+    assert environment.keys() == {"MOC_URL", "MOC_API_KEY_FILE"}
+    key = shown(keys, environment)
+    assert (key.role, key.models, key.rate, key.max_concurrency) == (Role.INFERENCE, owner.models, owner.rate, 2)
+    searching = await visitors.admit(job(owner.id, JobType.TUNE), tmp_path)
+    assert shown(keys, searching).role is Role.OPERATOR
+    await keys.stop()
+
+
+async def test_one_attempt_has_a_key_at_a_time_and_none_has_one_at_the_end(tmp_path: Path) -> None:
+    keys, visitors = await made(tmp_path)
+    (tmp_path / "ca.pem").touch()
+    environment = await visitors.admit(job(ANYONE.key_id), tmp_path)
+    assert environment["MOC_CA_FILE"] == str(tmp_path / "ca.pem")
+    await visitors.admit(job(ANYONE.key_id), tmp_path)
+
+    def states() -> list[KeyState]:
+        return sorted(key.state(SystemClock().wall()) for key in keys.all() if key.created_by == "job-1")
+
+    assert states() == [KeyState.ACTIVE, KeyState.REVOKED]
+    await visitors.dismiss(replace(job(ANYONE.key_id), id="job-2"))
+    assert KeyState.ACTIVE in states()
+    await visitors.dismiss(job(ANYONE.key_id))
+    await visitors.dismiss(job(ANYONE.key_id))
+    assert states() == [KeyState.REVOKED, KeyState.REVOKED]
+    await keys.stop()
+
+
+async def test_who_submits_and_is_locked_out_gets_no_program_in(tmp_path: Path) -> None:
+    keys, visitors = await made(tmp_path)
+    _, owner = await keys.create(KeyTerms(role=Role.OPERATOR), actor="test")
+    await keys.revoke(owner.id, actor="test")
+    with pytest.raises(Forbidden, match="opens nothing any more"):
+        await visitors.admit(job(owner.id), tmp_path)
+    await keys.stop()
