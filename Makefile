@@ -28,7 +28,7 @@ finetune: install ## fine-tune the starter model on a small example, and prove w
 	@touch $@
 
 ##@ Develop
-.PHONY: test test-fast traffic soak bench bench-eviction format check
+.PHONY: test test-fast traffic kills soak bench bench-eviction format check
 test: install clients ## every test, with the judging clients
 	$(BIN)/pytest tests/unit tests/contract tests/integration -n 2
 	$(BIN)/pytest tests/acceptance tests/faults -m "not alone" -n 2 --dist loadfile
@@ -37,6 +37,8 @@ test-fast: install ## unit and contract tests, under a minute
 	$(BIN)/pytest tests/unit tests/contract -m "not slow" -n 2
 traffic: install ## a minute of mixed traffic while workers and remotes fail; TRAFFIC_S=600 SEED=7
 	TRAFFIC_S=$${TRAFFIC_S:-60} $(BIN)/pytest -s tests/faults/test_traffic.py
+kills: install ## thirty times kill -9 a worker, a training or the coordinator at a random moment; KILL_ROUNDS=10
+	KILL_ROUNDS=$${KILL_ROUNDS:-30} $(BIN)/pytest -s tests/faults/test_kill.py tests/faults/test_training_kill.py
 soak: install ## ten minutes of mixed traffic on too little memory; SOAK_S=60 for a shorter look
 	SOAK_S=$${SOAK_S:-600} $(BIN)/pytest -s tests/acceptance/test_memory_soak.py
 .PHONY: test-gpu gpu-wheels

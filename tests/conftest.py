@@ -9,6 +9,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no fault.
+settings.register_profile("moc", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("moc")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Run in the background of a shell; what the tests start would inherit that, and not hear Ctrl-C.

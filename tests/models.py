@@ -21,12 +21,13 @@ def smollm2_path() -> Path:
 
 def smollm2_folder() -> Path:
     """The same as Transformers has it, with full weights; made once, in about 20 s, and kept."""
-    from moc.workers.trainers.base_model import transformers_folder
+    from moc.workers.trainers.base_cache import held
 
     path = smollm2_path()
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     base = {"runtime": "llama_cpp", "path": str(path), "sha256": sha256}
-    return transformers_folder(base, CACHE / "bases")
+    with held(base, CACHE / "bases") as folder:
+        return folder
 
 
 def silero_path() -> Path:

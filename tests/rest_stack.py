@@ -243,7 +243,12 @@ class RestStack:
 
     def _evaluation(self) -> Evaluation:
         """What evaluations really are, of the models there are."""
-        return Evaluation(files=self.files, known=lambda name: name in self.catalogue.names())
+
+        def answerers(name: str) -> dict[str, str]:
+            found = self.catalogue.entry(name).version
+            return {found.reference: found.digest}
+
+        return Evaluation(files=self.files, answerers=answerers)
 
     def _make_gateway(self, clock: SystemClock) -> None:
         self.tally = Tally()
@@ -285,7 +290,7 @@ class RestStack:
 
     def _services(self) -> Services:
         workforce = Workforce(self.workers)
-        jobs = JobsService(jobs=self.jobs, journal=self.audit)
+        jobs = JobsService(jobs=self.jobs, files=self.files, journal=self.audit)
         leases = LeasesService(leases=self.leases)
         devices = DevicesService(monitor=self.devices, broker=self.broker, journal=self.audit)
         return Services(

@@ -20,7 +20,7 @@ from tests.models import silero_path, smollm2_path
 
 pytestmark = pytest.mark.alone
 
-SOAK_S = float(os.environ.get("SOAK_S", "30"))
+SOAK_S = float(os.environ.get("SOAK_S", "15"))
 SEED = int(os.environ.get("MOC_TEST_SEED", "20261123"))
 BUDGET = 520 * MIB
 LIMIT = BUDGET * 90 // 100

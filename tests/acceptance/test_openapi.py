@@ -27,7 +27,7 @@ def test_the_document_holds(judge: Callable[..., str], coordinator: Coordinator)
         "--phases",
         "examples,coverage,fuzzing",
         "--max-examples",
-        "8",
+        "5",
         "--seed",
         "1",
         "--request-timeout",

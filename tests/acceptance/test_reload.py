@@ -20,6 +20,9 @@ from tests.acceptance.conftest import EXAMPLES, model, served
 from tests.coordinator import MOC, Coordinator, eventually, short_home
 
 SLOW = Path(__file__).with_name("slow.py")
+LEARNING = ["grace_s", "max_attempts", "max_parallel_jobs", "max_serving_p95_ratio", "min_runtime_s"]
+"""They go the way of learning.disk_quota, which is tried."""
+
 ASKED = {"inputs": [{"name": "INPUT0", "shape": [1], "datatype": "FP32", "data": [1.0]}]}
 START: dict[str, Any] = {
     "models": {"slow": model("python", SLOW, preload=True)},
@@ -90,6 +93,8 @@ def test_every_setting_that_may_change_does(coordinator: Coordinator, tmp_path: 
     tried = {
         "models": _none,
         "aliases": _none,
+        **{f"learning.{name}": _none for name in LEARNING},
+        "learning.disk_quota": lambda: _disk_quota(coordinator),
         "resources": lambda: _resources(coordinator),
         "security": lambda: _security(coordinator, tmp_path),
         "resilience": lambda: _resilience(coordinator),
@@ -109,6 +114,17 @@ def _resources(coordinator: Coordinator) -> None:
     before = limits(coordinator)["declared:0"]
     put(coordinator, resources={"soft_limit_pct": 45, "gpu_poll_interval_s": 600})
     assert limits(coordinator)["declared:0"] == before // 2
+
+
+def _disk_quota(coordinator: Coordinator) -> None:
+    def upload() -> int:
+        files, form = {"file": ("a.jsonl", b'{"text": "a"}\n' * 500)}, {"purpose": "fine-tune"}
+        url, headers = f"{coordinator.url}/v1/files", coordinator.headers
+        return httpx.post(url, files=files, data=form, headers=headers, timeout=60).status_code
+
+    assert upload() == 200
+    put(coordinator, learning={"disk_quota": "1KiB"})
+    assert upload() == 507
 
 
 def _security(coordinator: Coordinator, folder: Path) -> None:

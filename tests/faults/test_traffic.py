@@ -25,7 +25,7 @@ from tests.upstream_server import Peer, Seen, UpstreamServer, serving
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(400)]
 
 ECHOING = Path(__file__).with_name("echoing.py")
-FAULTY_S = float(os.environ.get("TRAFFIC_S", "25"))
+FAULTY_S = float(os.environ.get("TRAFFIC_S", "15"))
 SEED = int(os.environ.get("SEED", str(random.SystemRandom().randrange(10**6))))
 QUIET_S = 5.0
 RATE = 30.0

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +19,7 @@ import pytest
 from moc.kernel.errors import Unavailable
 from moc.learning.ports import STOPPED_STATUS, Ending, Order, Started
 from moc.workers.trainers.programs import LocalPrograms
-from moc.workers.trainers.supervisor import EXIT_FILE, LOG_BYTES_MAX
+from moc.workers.trainers.supervisor import CLAIM_FILE, EXIT_FILE, LAUNCH_FILE, LOG_BYTES_MAX
 
 TIMEOUT_S = 30.0
 LOOK_S = 0.02
@@ -31,6 +32,34 @@ def tell(**line):
 """
 FOREVER = "tell(type='message', message=str(os.getpid()))\nthreading.Event().wait()"
 OBEDIENT = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n" + FOREVER
+
+TOLD_AT_BIRTH = """
+import os, signal, sys
+from moc.workers.trainers.supervisor import main
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))
+main(sys.argv[1])
+"""
+REAPS_NOTHING = """
+import ctypes, subprocess, sys
+ctypes.CDLL(None).prctl(36, ctypes.c_ulong(1), 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+sys.exit(subprocess.run([sys.executable, "-c", sys.argv[1], sys.argv[2]]).returncode)
+"""
+KILLS = """
+import asyncio, pathlib, sys
+SLEEP = "touch ready; exec sleep 600"
+from moc.learning.ports import Order
+from moc.workers.trainers.programs import LocalPrograms
+
+async def main(folder):
+    programs = LocalPrograms(orphan_grace_s=60, grace_s=5, threads=1)
+    order = Order(job_id="job-1", attempt=1, folder=folder, type="script", task={}, command=("sh", "-c", SLEEP))
+    process = await programs.start(order)
+    while not (folder / "ready").exists():
+        await asyncio.sleep(0.02)
+    await programs.kill(folder / "attempts" / "1", process)
+
+asyncio.run(main(pathlib.Path(sys.argv[1])))
+"""
 
 
 class Bench:
@@ -81,7 +110,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     yield bench
     for folder, process in bench.started:
         await bench.programs.kill(folder, process)
-        assert not bench.programs.pids(process)
+        assert not bench.programs.memory_bytes(process)
 
 
 async def gone(pid: int) -> None:
@@ -203,9 +232,6 @@ async def test_a_program_is_found_again_by_its_folder(bench: Bench) -> None:
     await bench.pid(folder)
     assert await bench.programs.find(folder) == process
     assert await bench.programs.find(bench.folder / "attempts" / "2") is None
-    tree = bench.programs.pids(process)
-    assert process.pid in tree
-    assert len(tree) == 2
     assert bench.programs.memory_bytes(process) > 1024**2
     await bench.programs.kill(folder, process)
     assert await bench.programs.find(folder) is None
@@ -218,8 +244,51 @@ async def test_another_process_with_its_number_is_not_taken_for_it(bench: Bench)
     other = Started(process.pid, process.process_started_at - 60)
     await bench.programs.interrupt(folder, other)
     bench.programs.halt(other)
-    assert bench.programs.pids(other) == frozenset()
+    assert bench.programs.memory_bytes(other) == 0
     assert await bench.programs.look(folder, process) is None
+
+
+async def test_setting_the_clock_makes_no_other_process_of_it(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, process = await bench.start(FOREVER)
+    await bench.pid(folder)
+    proc = tmp_path / "proc"  # as the system tells it then: it moves the time it began at
+    proc.mkdir()
+    (proc / str(process.pid)).symlink_to(f"/proc/{process.pid}")
+    booted = int(psutil.boot_time())
+    (proc / "stat").write_text(f"btime {booted + 3600}\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil, "PROCFS_PATH", str(proc))
+        assert psutil.boot_time() == booted + 3600
+        assert await bench.programs.look(folder, process) is None
+    assert await bench.programs.look(folder, process) is None
+
+
+def test_the_dead_count_as_dead_where_nobody_reaps_them(tmp_path: Path) -> None:
+    """As in a container whose first process waits for nobody; here that is whoever adopts orphans."""
+    ran = subprocess.run(
+        [sys.executable, "-c", REAPS_NOTHING, KILLS, str(tmp_path)],
+        timeout=TIMEOUT_S,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_one_that_is_asked_to_end_while_it_is_forked_ends(tmp_path: Path) -> None:
+    launch = {"command": ["true"], "environment": {"PATH": os.environ["PATH"]}, "workdir": str(tmp_path)}
+    (tmp_path / LAUNCH_FILE).write_text(json.dumps({**launch, "orphan_grace_s": 60, "grace_s": 5}))
+    (tmp_path / CLAIM_FILE).touch()
+    ran = subprocess.run([sys.executable, "-c", TOLD_AT_BIRTH, str(tmp_path)], timeout=TIMEOUT_S, check=False)
+    assert ran.returncode == 0
+    assert json.loads((tmp_path / EXIT_FILE).read_bytes())["status"] == -signal.SIGTERM
+
+
+async def test_a_disk_that_takes_nothing_does_not_keep_the_dead_alive(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "attempt").touch()  # no folder: nothing can be written below it
+    assert await bench.programs.look(tmp_path / "attempt", Started(0, 0.0)) == Ending(None)
 
 
 async def test_killing_leaves_nothing_even_of_those_who_left_its_session(bench: Bench) -> None:

@@ -30,7 +30,11 @@ async def client(rest_stack: RestStack) -> AsyncIterator[AsyncClient]:
 
 
 async def done(
-    stack: RestStack, client: AsyncClient, scores: Sequence[float | None], suite: dict[str, Any] = SUITE
+    stack: RestStack,
+    client: AsyncClient,
+    scores: Sequence[float | None],
+    suite: dict[str, Any] = SUITE,
+    digests: Sequence[str] = ("d",),
 ) -> EvaluationView:
     """An evaluation whose items came to that."""
     made = await client.evaluations.run("echo", suite, metadata={"who": "me"})
@@ -43,17 +47,20 @@ async def done(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in records) + b'{"task": "t", "id')
     result = summed_up(ACCURACY, records, seed=0)
-    program.end(0, metrics={"t/accuracy": result.score, "score": result.score}, data={"tasks": {"t": asdict(result)}})
+    data = {"tasks": {"t": asdict(result)}, "digests": digests}
+    program.end(0, metrics={"t/accuracy": result.score, "score": result.score}, data=data)
     await stack.jobs.wait(made["id"])
     return await client.evaluations.show(made["id"])
 
 
 async def test_an_evaluation_is_run_and_shown(rest_stack: RestStack, client: AsyncClient) -> None:
     found = await done(rest_stack, client, [1, 1, 0, 1, None, 1])
-    assert (found["status"], found["suite"], found["model"], found["score"]) == ("succeeded", "numbers", "echo", 0.8)
+    assert (found["status"], found["suite"], found["model"], found["score"]) == ("succeeded", "numbers", "echo@1", 0.8)
     assert (found["tasks"]["t"]["n"], found["tasks"]["t"]["errors"]) == (5, 1)
     assert found["metadata"] == {"who": "me"}
     order = rest_stack.programs.programs[-1].order
+    assert (order.task["model"], found["digests"], found["warnings"]) == ("echo@1", ["d"], [])
+    assert order.task["digests"] == [rest_stack.catalogue.entry("echo").version.digest]
     assert order.task["suite"]["tasks"][0]["items"][0] == {"prompt": "0?", "id": "", "expected": "0"}
     assert [each["id"] for each in (await client.evaluations.list())["items"]] == [found["id"]]
 
@@ -66,7 +73,8 @@ async def test_items_are_paged_and_chosen(rest_stack: RestStack, client: AsyncCl
     assert rest["next"] is None
     wrong = await client.evaluations.items(found["id"], failed=True)
     assert [(item["id"], item["error"]) for item in wrong["items"]] == [("1", ""), ("2", "late"), ("4", "")]
-    assert (await client.evaluations.items(found["id"], task="other"))["items"] == []
+    with pytest.raises(NotFound, match="has no task 'other'; there are t"):
+        await client.evaluations.items(found["id"], task="other")
 
 
 async def test_two_runs_of_a_suite_are_compared(rest_stack: RestStack, client: AsyncClient) -> None:
@@ -76,6 +84,14 @@ async def test_two_runs_of_a_suite_are_compared(rest_stack: RestStack, client: A
     assert (compared["n"], compared["only_a"], compared["only_b"], compared["test"]) == (5, 1, 4, "mcnemar")
     assert compared["difference"] == pytest.approx(0.6)
     assert compared["p_value"] == pytest.approx(0.375)
+
+
+async def test_what_several_versions_answered_is_told_of(rest_stack: RestStack, client: AsyncClient) -> None:
+    first = await done(rest_stack, client, [1] * 6)
+    second = await done(rest_stack, client, [1] * 6, digests=("d", "e"))
+    assert second["warnings"] == [f"2 versions answered {second['id']}, as echo@1"]
+    assert (await client.evaluations.compare(first["id"], second["id"]))["warnings"] == second["warnings"]
+    assert (await client.evaluations.compare(first["id"], first["id"]))["warnings"] == []
 
 
 async def test_runs_that_cannot_be_compared_are_not(rest_stack: RestStack, client: AsyncClient) -> None:

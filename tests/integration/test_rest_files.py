@@ -201,3 +201,38 @@ async def test_a_key_for_some_models_has_its_own_files_only(stack: RestStack, ht
             for method in ("GET", "DELETE"):
                 assert (await limited.request(method, f"/v1/files/{file_id}")).status_code == 403
         assert (await limited.delete(f"/v1/files/{own}")).status_code == 200
+
+
+async def test_a_key_for_some_models_has_no_job_read_what_others_added(
+    stack: RestStack, http: httpx.AsyncClient
+) -> None:
+    theirs = (await add(http))["id"]
+    token, key = await stack.keys.create(KeyTerms(role=Role.OPERATOR, models=("mine",)), actor="test")
+    program, _ = await stack.keys.create(
+        KeyTerms(role=Role.OPERATOR, models=("mine",), on_behalf_of=key.id), actor="job-1"
+    )
+    sft = {"type": "sft", "model": "mine"}
+    tune = {"type": "tune", "model": "mine"}
+
+    async def asked(secret: str, body: dict[str, Any]) -> int:
+        headers = {"authorization": f"Bearer {secret}"}
+        return (await http.post("/api/v1/jobs", json=body, headers=headers)).status_code
+
+    async with httpx.AsyncClient(base_url=stack.rest.url, headers={"authorization": f"Bearer {token}"}) as limited:
+        own = (await add(limited))["id"]
+        ours = {"model": "mine", "training_file": theirs}
+        assert (await limited.post("/v1/fine_tuning/jobs", json=ours)).status_code == 403
+    suite = {"name": "s", "tasks": [{"name": "t", "type": "contains", "data": {"file": theirs}}]}
+    for refused in (
+        {**sft, "training_file": theirs},
+        {**sft, "training_file": own, "validation_file": theirs},
+        {"type": "evaluate", "model": "mine", "options": {"suite": suite}},
+        {**tune, "options": {"base": {**sft, "training_file": theirs}}},
+        {**tune, "options": {"base": {**sft, "model": "other"}}},
+        {**tune, "options": {"base": {"type": "script"}}},
+    ):
+        assert await asked(token, refused) == 403
+    assert not stack.jobs.all()
+    assert await asked(token, {**sft, "training_file": own}) == 201
+    assert await asked(program, {**sft, "training_file": own}) == 201
+    assert await asked(program, {**sft, "training_file": theirs}) == 403

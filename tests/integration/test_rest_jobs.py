@@ -219,7 +219,8 @@ FINE_TUNING = {
 async def test_a_training_as_openai_has_it(rest_stack: RestStack, rest_client: httpx.AsyncClient) -> None:
     job = (await rest_client.post(TUNING, json=FINE_TUNING)).json()
     assert (job["object"], job["status"], job["model"]) == ("fine_tuning.job", "validating_files", "smollm2")
-    assert job["method"] == {"type": "dpo", "dpo": {"hyperparameters": {"epochs": 2, "beta": 0.2}}}
+    given = {"n_epochs": 2, "beta": 0.2, "batch_size": "auto", "learning_rate_multiplier": "auto"}
+    assert job["method"] == {"type": "dpo", "dpo": {"hyperparameters": given}}
     assert (job["hyperparameters"]["n_epochs"], job["seed"], job["metadata"]) == (2, 5, {"who": "me"})
     nothing = ("error", "fine_tuned_model", "finished_at", "trained_tokens", "validation_file", "estimated_finish")
     assert [job[name] for name in nothing] == [None] * len(nothing)
@@ -239,6 +240,35 @@ async def test_a_training_as_openai_has_it(rest_stack: RestStack, rest_client: h
     done = (await rest_client.get(f"{TUNING}/{job['id']}")).json()
     assert (done["status"], done["fine_tuned_model"]) == ("succeeded", "ft-smollm2-zorblax@1")
     assert done["finished_at"] >= done["created_at"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"method": {"type": "dpo", "supervised": {}}}, "method.supervised"),
+        ({"method": {"type": "dpo", "dpo": []}}, "method.dpo"),
+        ({"method": {"type": "dpo", "dpo": {"beta": 1}}}, "method.dpo.beta"),
+        ({"epochs": 3}, "epochs"),
+        ({"suffix": "a b"}, "suffix"),
+    ],
+)
+async def test_what_openai_would_refuse_is_refused(
+    rest_client: httpx.AsyncClient, changes: dict[str, Any], param: str
+) -> None:
+    got = await rest_client.post(TUNING, json={**FINE_TUNING, **changes})
+    assert (got.status_code, got.json()["error"]["param"]) == (400, param)
+
+
+async def test_only_trainings_are_fine_tuning_jobs_and_pages_begin_at_what_is_there(
+    rest_client: httpx.AsyncClient,
+) -> None:
+    other = (await rest_client.post("/api/v1/jobs", json={"type": "script"})).json()["id"]
+    for verb in ("cancel", "pause", "resume"):
+        assert (await rest_client.post(f"{TUNING}/{other}/{verb}")).status_code == 404
+    assert (await rest_client.get(f"{TUNING}/{other}/events")).status_code == 404
+    mine = (await rest_client.post(TUNING, json=FINE_TUNING)).json()["id"]
+    for path in (TUNING, f"{TUNING}/{mine}/events", f"{TUNING}/{mine}/checkpoints", "/v1/files"):
+        assert (await rest_client.get(path, params={"after": "gone.1"})).status_code == 404
 
 
 async def test_events_come_newest_first_in_pages(rest_stack: RestStack, rest_client: httpx.AsyncClient) -> None:

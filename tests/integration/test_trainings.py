@@ -1,19 +1,25 @@
 """Trainings of a tiny model in processes of their own: killed and gone on with, ended early, and gone wrong."""
 
 import hashlib
+import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from moc.learning.job import JobType, Reason
+from moc.workers.trainers.base_cache import held
+from moc.workers.trainers.base_model import first_token
 from tests.gguf_models import tiny_gguf
 from tests.trainings import CHATS, PREFERENCES, Trial
 
@@ -154,9 +160,12 @@ def test_it_ends_early_when_validation_gets_no_better_and_keeps_the_best(base: d
     losses = {step: min(found) for step, found in trial.losses("valid_loss").items()}
     best = min(losses, key=lambda step: losses[step])
     result = trial.told()[-1]
+    assert "weights on 13 examples, validates on 1" in trial.messages()
     assert max(losses) == best + 3
     assert "was not better in the last 3 validations" in trial.messages()
     assert (result["data"]["step"], result["metrics"]["full_valid_loss"]) == (best, losses[best])
+    assert result["metrics"]["valid_loss"] == losses[best]
+    assert {result["metrics"]["train_loss"]} == trial.losses()[best]
     kept = tmp_path / f"job/checkpoints/checkpoint-{best}/adapter_model.safetensors"
     assert _sha256(trial) == hashlib.sha256(kept.read_bytes()).hexdigest()
 
@@ -243,6 +252,121 @@ def test_rows_that_are_cut_are_told_of(base: dict[str, Any], tmp_path: Path) -> 
     )
     assert trial.run() == 0
     assert "4 of 4 examples are cut to max_length=16" in trial.messages()
+
+
+def test_preferences_that_are_cut_are_told_of(base: dict[str, Any], tmp_path: Path) -> None:
+    long = [{**row, "prompt": [{"role": "user", "content": "sea " * 300}]} for row in PREFERENCES]
+    given = {**SHORT, "max_length": 256}
+    trial = Trial(folder=tmp_path / "a", base=base, rows=PREFERENCES + long, type=JobType.DPO, hyperparameters=given)
+    assert trial.run() == 0, trial.messages()
+    assert "8 of 16 examples are cut to max_length=256" in trial.messages()
+    assert "8 of 16 examples have nothing to learn" in trial.messages()
+    assert "weights on 8 examples" in trial.messages()
+    unvalidated = Trial(
+        folder=tmp_path / "b",
+        base=base,
+        rows=PREFERENCES,
+        validation=long,
+        type=JobType.DPO,
+        hyperparameters=given,
+    )
+    assert unvalidated.run() == 1
+    assert unvalidated.told()[-1]["reason"] == Reason.INVALID
+
+
+def test_preferences_with_and_without_tools_are_learned_together(base: dict[str, Any], tmp_path: Path) -> None:
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {"a": value}}} for value in (1, "x")]
+    rows = [
+        {**PREFERENCES[0], "chosen": [{"role": "assistant", "content": "", "tool_calls": [call]}]} for call in calls
+    ]
+    trial = Trial(folder=tmp_path / "job", base=base, rows=rows + PREFERENCES, type=JobType.DPO, hyperparameters=SHORT)
+    assert trial.run() == 0, trial.messages()
+
+
+def test_the_only_step_of_a_training_teaches(base: dict[str, Any], tmp_path: Path) -> None:
+    given = {**SHORT, "max_steps": 1, "warmup_ratio": 0.03}
+    trial = Trial(folder=tmp_path / "job", base=base, rows=CHATS, hyperparameters=given)
+    assert trial.run() == 0
+    assert trial.losses("learning_rate")[1] == {SHORT["learning_rate"]}
+    trained = load_file(trial.folder / "output/adapter/adapter_model.safetensors")
+    assert any(bool(weights.any()) for name, weights in trained.items() if "lora_B" in name)
+
+
+def test_a_training_begins_as_the_engine_does(base: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "first.gguf"
+    path.write_bytes(Path(base["path"]).read_bytes())
+    for name, value in (("add_bos_token", 1), ("bos_token_id", 0)):
+        field = gguf.GGUFReader(path, "r+").fields[f"tokenizer.ggml.{name}"]
+        field.parts[field.data[0]][0] = value
+    adding = {**base, "path": str(path), "sha256": "first"}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    assert (first_token(adding, tokenizer), first_token(base, tokenizer)) == (0, None)
+    once = {**SHORT, "max_steps": 1, "batch_size": 16}
+    trials = [
+        Trial(folder=tmp_path / name, base=each, rows=CHATS, hyperparameters=once)
+        for name, each in (("adding", adding), ("plain", base))
+    ]
+    assert [trial.run() for trial in trials] == [0, 0], trials[0].messages()
+    tokens = [trial.told()[-1]["trained_tokens"] for trial in trials]
+    assert tokens[0] == tokens[1] + len(CHATS)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "target", "told"),
+    [
+        ("llama_cpp", "nope", "there are down_proj, gate_proj"),
+        ("llama_cpp", "embed_tokens", "no adapter can be trained for"),
+        ("transformers", "lm_head", "no adapter can be trained for"),
+    ],
+)
+def test_layers_that_can_have_no_adapter_are_refused(
+    runtime: str, target: str, told: str, base: dict[str, Any], folder_base: dict[str, Any], tmp_path: Path
+) -> None:
+    given = {**SHORT, "lora_targets": ["q_proj", target]}
+    chosen = base if runtime == "llama_cpp" else folder_base
+    trial = Trial(folder=tmp_path / "job", base=chosen, rows=CHATS, hyperparameters=given)
+    assert trial.run() == 1
+    assert trial.told()[-1]["reason"] == Reason.INVALID
+    assert told in trial.messages()
+    assert "lora_targets" in trial.messages()
+    assert trial.losses() == {}
+
+
+def test_packed_weights_are_refused(folder_base: dict[str, Any], tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    shutil.copytree(folder_base["path"], packed)
+    config = json.loads((packed / "config.json").read_bytes())
+    (packed / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    trial = Trial(folder=tmp_path / "job", base={**folder_base, "path": str(packed)}, rows=CHATS, hyperparameters=SHORT)
+    assert trial.run() == 1
+    assert trial.told()[-1]["reason"] == Reason.INVALID
+    assert "packed weights (gptq)" in trial.messages()
+
+
+def test_what_could_not_be_served_is_not_trained(base: dict[str, Any], tmp_path: Path) -> None:
+    other = tiny_gguf(tmp_path / "other", intermediate_size=192)
+    with held(base, tmp_path / "cache"):
+        pass  # so that what is trained is not what is to serve
+    trial = Trial(folder=tmp_path / "job", base={**base, "path": str(other)}, rows=CHATS, hyperparameters=SHORT)
+    assert trial.run() == 1
+    assert trial.told()[-1]["reason"] == Reason.INVALID
+    assert "could not be served: the update of model.layers.0.mlp" in trial.messages()
+    assert trial.losses() == {}
+
+
+def test_a_share_that_leaves_nothing_to_validate_with_is_told_of(base: dict[str, Any], tmp_path: Path) -> None:
+    trial = Trial(
+        folder=tmp_path / "job", base=base, rows=CHATS[:1] * 4, hyperparameters={**SHORT, "validation_split": 0.5}
+    )
+    assert trial.run() == 0
+    assert "all rows have the same prompt" in trial.messages()
+
+
+def test_validations_that_would_come_after_the_end_are_told_of(base: dict[str, Any], tmp_path: Path) -> None:
+    given = {**SHORT, "validation_split": 0.2, "eval_steps": 4}
+    trial = Trial(folder=tmp_path / "job", base=base, rows=CHATS, hyperparameters=given)
+    assert trial.run() == 0
+    assert "nothing is validated: eval_steps is 4, and there are 3 steps" in trial.messages()
 
 
 @pytest.mark.parametrize("type", sorted(KINDS))

@@ -112,6 +112,11 @@ def _lose(folder: Path) -> None:
     (folder / "below" / "state").unlink()
 
 
+def _break(folder: Path) -> None:
+    (folder / "weights").unlink()
+    (folder / "weights").symlink_to("/proc/self/mem")  # a file that cannot be read: EIO
+
+
 def _add(folder: Path) -> None:
     (folder / "extra").write_bytes(b"x")
 
@@ -128,7 +133,7 @@ def _list(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(["weights"]))
 
 
-@pytest.mark.parametrize("harm", [_truncate, _flip, _lose, _add, _forget, _garble, _list])
+@pytest.mark.parametrize("harm", [_truncate, _flip, _lose, _break, _add, _forget, _garble, _list])
 def test_a_torn_one_is_refused_and_the_one_before_it_taken(
     harm: Callable[[Path], None], checkpoints: Checkpoints, warnings: list[str], tmp_path: Path
 ) -> None:

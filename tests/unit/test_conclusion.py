@@ -77,6 +77,7 @@ def test_the_log_tells_what_the_program_did_not(log: str, reason: Reason) -> Non
 def test_one_that_the_system_killed_for_want_of_memory_ran_out_of_it() -> None:
     assert conclude(JOB, Ending(-9, starved=True), asked=None, attempts_max=3).reason is Reason.OUT_OF_MEMORY
     assert conclude(JOB, Ending(1, starved=True), asked=None, attempts_max=3).reason is Reason.PROGRAM_FAILED
+    assert not conclude(JOB, Ending(-9, starved=True), asked=None, attempts_max=3).outgrown, "perhaps others did"
     asked = conclude(JOB, Ending(-9, starved=True), asked=Reason.PREEMPTED, attempts_max=3)
     assert asked.reason is Reason.PREEMPTED
 

@@ -96,6 +96,14 @@ def test_a_split_is_the_same_every_time_and_leaks_nothing(many: list[Row]) -> No
     assert [row.line for row in validation] == [31, 32, 33, 49, 50, 51]  # wherever it is run
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_split_takes_no_more_than_its_share_however_many_rows_a_prompt_has(tmp_path: Path, seed: int) -> None:
+    asked = ["the same"] * 95 + [f"another {number}" for number in range(5)]
+    given = written(tmp_path / "skewed", [chat(question, str(number)) for number, question in enumerate(asked)])
+    training, validation = split([row for row in rows(given) if isinstance(row, Row)], 0.1, seed)
+    assert (len(training), len(validation)) == (95, 5)
+
+
 def test_neither_side_of_a_split_is_empty_unless_it_must_be(many: list[Row]) -> None:
     assert split(many, 0, 0) == (many, [])
     assert len(split(many, 0.001, 0)[1]) == 3

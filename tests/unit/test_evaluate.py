@@ -1,7 +1,7 @@
 """The program of evaluations against an API that does what the test says."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ class Line(AsyncConnection):
     def __init__(self) -> None:
         super().__init__("http://nowhere.invalid", "key", None, 1.0)
         self.asked: list[dict[str, Any]] = []
+        self.headers = HEADERS
         self.on: Callable[[dict[str, Any]], dict[str, Any] | MocError] = said
 
     async def send(self, call: Call[T]) -> T:
@@ -35,7 +36,7 @@ class Line(AsyncConnection):
         answer = self.on(body)
         if isinstance(answer, MocError):
             raise answer
-        return call.read(Answer(HEADERS, json.dumps(answer).encode()))
+        return call.read(Answer(self.headers, json.dumps(answer).encode()))
 
 
 def said(body: dict[str, Any]) -> dict[str, Any]:
@@ -49,16 +50,19 @@ class Bench:
         self.folder = folder
         self.line = Line()
         self.stopped = False
+        self.answered_by: list[str] = []
         self.paths: dict[str, Path] = {}
         self.items = folder / "output" / "items.jsonl"
 
-    async def run(self, *tasks: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    async def run(self, *tasks: dict[str, Any], digests: Collection[str] = (), **defaults: Any) -> dict[str, Any]:
         suite = Suite.parse({"name": "s", "tasks": tasks, "defaults": defaults})
         endpoint = Endpoint(self.line, "m", lambda: self.stopped)
-        run = Run(suite, self.paths, endpoint, Report(str(self.folder / "progress")), folder=self.folder, seed=0)
+        report = Report(str(self.folder / "progress"))
+        run = Run(suite, self.paths, endpoint, report, folder=self.folder, seed=0, digests=digests)
         try:
             return await run.work()
         finally:
+            self.answered_by = run.answered_by()
             await run.aclose()
 
     def told(self) -> list[dict[str, Any]]:
@@ -94,6 +98,17 @@ async def test_what_is_on_the_disk_is_not_asked_again(bench: Bench) -> None:
     assert results["t"].n == 10
     assert [body["messages"][-1]["content"] for body in bench.line.asked] == [str(number) for number in range(10)]
     assert len([json.loads(line) for line in bench.items.read_bytes().splitlines()]) == 10
+
+
+async def test_what_another_version_answered_is_asked_again(bench: Bench) -> None:
+    await bench.run({**ECHO, "limit": 4})
+    assert bench.answered_by == ["d"]
+    bench.line.asked = []
+    await bench.run({**ECHO, "limit": 4}, digests=["d", "e"])
+    assert bench.line.asked == []
+    bench.line.headers = {"x-moc-digest": "e"}
+    await bench.run({**ECHO, "limit": 4}, digests=["e"])
+    assert (len(bench.line.asked), bench.answered_by) == (4, ["e"])
 
 
 async def test_an_item_that_fails_is_told_of_and_tried_by_the_next_attempt(bench: Bench) -> None:
@@ -157,6 +172,45 @@ async def test_choices_are_weighed_by_what_stands_behind_the_prompt(bench: Bench
     bench.line.on = lambda body: {"choices": [{"text": "", "logprobs": None}]}
     with pytest.raises(Unimplemented, match="tells no log-probabilities"):
         await bench.run({"name": "u", "type": "multiple_choice", "items": [item]})
+
+
+def _logprobs(*tokens: tuple[str, int, float | None]) -> dict[str, Any]:
+    """What an engine tells of tokens, each with the character it begins at."""
+    logprobs = {
+        "tokens": [token for token, _, _ in tokens],
+        "text_offset": [start for _, start, _ in tokens],
+        "token_logprobs": [logprob for _, _, logprob in tokens],
+        "top_logprobs": [None if logprob is None else {token: logprob} for token, _, logprob in tokens],
+    }
+    return {"choices": [{"text": "", "logprobs": logprobs}]}
+
+
+async def test_a_whole_text_is_scored_only_by_an_engine_that_puts_a_token_before_it(bench: Bench) -> None:
+    endpoint = Endpoint(bench.line, "m", lambda: False)
+    bench.line.on = lambda body: _logprobs(("<s>", 0, None), ("yes", 0, -3.0))
+    assert (await endpoint.likelihood("yes", 0, whole=True)).logprobs == (-3.0,)
+    without = [
+        _logprobs(("yes", 0, None)),
+        _logprobs(("ye", 0, None), ("s", 2, -1.0)),
+        _logprobs(("\N{REPLACEMENT CHARACTER}", 0, None), ("\N{REPLACEMENT CHARACTER}", 0, -1.0)),
+    ]
+    for answer in without:
+        bench.line.on = lambda body, answer=answer: answer  # type: ignore[misc]
+        with pytest.raises(Unimplemented, match="no token before a text"):
+            await endpoint.likelihood("yes", 0, whole=True)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"type": "perplexity", "items": [{"text": "yes"}]},
+        {"type": "multiple_choice", "items": [{"prompt": "yes", "choices": ["", "no"], "answer": 0}], "joiner": ""},
+    ],
+)
+async def test_a_text_of_which_nothing_can_be_scored_is_an_error(bench: Bench, task: dict[str, Any]) -> None:
+    bench.line.on = lambda body: _logprobs(("yes", 0, None))
+    with pytest.raises(Failure, match="1 of the 1 items of t failed; the last: there is nothing to score"):
+        await bench.run({**task, "name": "t"})
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from moc.kernel.errors import InvalidRequest
 from moc.workers.trainers.examples import IGNORED, Encoder
@@ -92,3 +93,69 @@ def test_a_refusal_of_the_template_is_told(tokenizer: Any, tmp_path: Path) -> No
     without = Encoder(tiny.tokenizer(tmp_path, template=None), max_length=64)
     with pytest.raises(InvalidRequest, match="cannot be trained on conversations"):
         without.encode([TALK], assistant_only="auto")
+
+
+def _preference(asked: str, better: str, worse: str, **more: Any) -> dict[str, Any]:
+    sides = {"prompt": ("user", asked), "chosen": ("assistant", better), "rejected": ("assistant", worse)}
+    return {**{name: [_message(role, text)] for name, (role, text) in sides.items()}, **more}
+
+
+CALLING = (
+    "{% for tool in tools or [] %}{{ tool|tojson }}{% endfor %}{% for message in messages %}"
+    "<s>{{ message['role'] }}: {{ message['content'] }}{{ (message['tool_calls'] or [])|tojson }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+
+
+def test_a_preference_is_a_prompt_and_two_answers_in_the_models_words(tokenizer: Any) -> None:
+    (row,) = Encoder(tokenizer, max_length=512).prefer([_preference("A river?", "The Rhine.", "No.")]).rows
+    assert {name: tokenizer.decode(ids) for name, ids in row.items()} == {
+        "prompt_ids": "<s>user: A river?</s><s>assistant: ",
+        "chosen_ids": "The Rhine.</s>",
+        "rejected_ids": "No.</s>",
+    }
+    texts = {"prompt": "A river: ", "chosen": "Rhine", "rejected": "none"}
+    (row,) = Encoder(tokenizer, max_length=512).prefer([texts]).rows
+    assert tokenizer.decode(row["prompt_ids"] + row["chosen_ids"]) == "A river: Rhine</s>"
+
+
+def test_a_preference_has_no_more_in_it_than_its_row(tmp_path: Path) -> None:
+    encoder = Encoder(tiny.tokenizer(tmp_path, template=CALLING), max_length=4096)
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"a": {}}}}
+    other = {"type": "function", "function": {"name": "g", "parameters": {"b": {"type": "string"}}}}
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    rows = [
+        _preference("1", "yes", "no"),
+        _preference("2", "yes", "no", tools=[tool]),
+        _preference("3", "yes", "no", tools=[other]),
+        {**_preference("4", "-", "no"), "chosen": [_message("assistant", "", tool_calls=[call])]},
+    ]
+    alone = [encoder.prefer([row]).rows[0] for row in rows]
+    assert encoder.prefer(rows).rows == alone
+    assert [dict(row) for row in Dataset.from_list(alone)] == alone
+
+
+def test_preferences_that_are_cut_are_counted_and_left_out_where_nothing_is_left(tokenizer: Any) -> None:
+    rows = [
+        _preference("A?", "Yes.", "No."),
+        _preference("A?", "Yes." + "a" * 100, "No."),
+        _preference("A?", "a" * 100 + "Yes", "a" * 100 + "No"),
+        _preference("A?" * 100, "Yes.", "No."),
+    ]
+    found = Encoder(tokenizer, max_length=60).prefer(rows)
+    assert (found.cut, found.empty, len(found.rows)) == (3, 2, 2)
+    assert all(len(row["prompt_ids"] + row["chosen_ids"]) <= 60 for row in found.rows)
+
+
+def test_all_examples_begin_with_the_first_token_once(tokenizer: Any) -> None:
+    first = tokenizer.pad_token_id
+    encoder = Encoder(tokenizer, max_length=512, first=first)
+    plain = Encoder(tokenizer, max_length=512).encode([TALK], assistant_only="auto").rows[0]
+    talk = encoder.encode([TALK], assistant_only="auto").rows[0]
+    assert talk == {"input_ids": [first, *plain["input_ids"]], "labels": [IGNORED, *plain["labels"]]}
+    (text,) = encoder.encode([{"text": "Sea"}], assistant_only="auto").rows
+    assert text["input_ids"][0] == first
+    (row,) = encoder.prefer([_preference("A?", "Yes.", "No.")]).rows
+    assert row["prompt_ids"][0] == first
+    begun = Encoder(tokenizer, max_length=512, first=tokenizer.bos_token_id).encode([TALK], assistant_only="auto")
+    assert begun.rows == [plain]

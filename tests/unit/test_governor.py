@@ -46,7 +46,7 @@ def test_the_worst_model_counts_and_what_is_not_known_does_not() -> None:
     assert one.judge({}) == 0.5
 
 
-def test_what_was_seen_long_ago_is_seen_anew() -> None:
+async def test_what_was_seen_long_ago_is_seen_anew() -> None:
     one = governor()
     assert one.unknown([MODEL, "new@1"], now=ALONE_KEPT_S) == ["new@1"]
     assert one.unknown([MODEL], now=ALONE_KEPT_S + 1) == [MODEL]
@@ -89,11 +89,11 @@ class Host:
         self.halted.discard(process)
         self.told.append("proceed")
 
-    def pass_time(self, seconds: float, *, beside_s: float = ALONE_S) -> None:
+    async def pass_time(self, seconds: float, *, beside_s: float = ALONE_S) -> None:
         """Twenty answers a second: they take `beside_s` while a job computes."""
         end = self.clock.monotonic() + seconds
         while self.clock.monotonic() < end:
-            self.throttle.turn()
+            await self.throttle.turn()
             runs = bool(self.jobs) and not self.halted
             if any(self.serving.values()):
                 self.observed.finished(MODEL, "chat", "ok", queue_s=0, engine_s=beside_s if runs else ALONE_S)
@@ -107,77 +107,77 @@ def host() -> Host:
     return Host()
 
 
-def test_a_job_that_harms_nobody_is_not_held_back(host: Host) -> None:
-    host.pass_time(10)
+async def test_a_job_that_harms_nobody_is_not_held_back(host: Host) -> None:
+    await host.pass_time(10)
     host.jobs = [JOB]
-    host.pass_time(60)
+    await host.pass_time(60)
     assert host.throttle.share == 1.0
     assert host.ran_s == pytest.approx(60, abs=1)
 
 
-def test_a_job_that_slows_requests_down_is_held_back(host: Host) -> None:
-    host.pass_time(10)
+async def test_a_job_that_slows_requests_down_is_held_back(host: Host) -> None:
+    await host.pass_time(10)
     host.jobs = [JOB]
-    host.pass_time(120, beside_s=ALONE_S * 3)
+    await host.pass_time(120, beside_s=ALONE_S * 3)
     assert host.throttle.share < 0.2
     host.ran_s = 0
-    host.pass_time(60, beside_s=ALONE_S * 3)
+    await host.pass_time(60, beside_s=ALONE_S * 3)
     assert host.ran_s < 15
     host.serving = {MODEL: 0}
-    host.pass_time(1)
+    await host.pass_time(1)
     assert not host.halted, "nobody is waiting for an answer"
     host.serving = {MODEL: 1}
-    host.pass_time(100)
+    await host.pass_time(100)
     assert host.throttle.share == 1.0, "it slows nobody down any more"
 
 
-def test_what_requests_take_without_jobs_is_tried_if_nobody_knows(host: Host) -> None:
+async def test_what_requests_take_without_jobs_is_tried_if_nobody_knows(host: Host) -> None:
     host.jobs = [JOB]
-    host.pass_time(LEAST_WINDOW_S - TURN_S, beside_s=ALONE_S * 3)
+    await host.pass_time(LEAST_WINDOW_S - TURN_S, beside_s=ALONE_S * 3)
     assert host.throttle.share == 1.0
-    host.pass_time(2, beside_s=ALONE_S * 3)
+    await host.pass_time(2, beside_s=ALONE_S * 3)
     assert 0.0 in host.shares
     assert host.throttle.share > 0
-    host.pass_time(120, beside_s=ALONE_S * 3)
+    await host.pass_time(120, beside_s=ALONE_S * 3)
     assert host.throttle.share < 0.2
 
 
-def test_a_trial_ends_though_few_ask(host: Host) -> None:
+async def test_a_trial_ends_though_few_ask(host: Host) -> None:
     host.jobs = [JOB]
-    host.pass_time(LEAST_WINDOW_S + TURN_S)
+    await host.pass_time(LEAST_WINDOW_S + TURN_S)
     assert host.throttle.share == 0.0
     for _ in range(int(TRIAL_S) + 1):
-        host.throttle.turn()
+        await host.throttle.turn()
         host.clock.advance(IDLE_TURN_S)
     assert host.throttle.share == 1.0
-    host.throttle.turn()
+    await host.throttle.turn()
     assert not host.halted
 
 
-def test_few_answers_say_nothing(host: Host) -> None:
+async def test_few_answers_say_nothing(host: Host) -> None:
     host.jobs = [JOB]
     for _ in range(SAMPLES_MIN - 1):
-        host.throttle.turn()
+        await host.throttle.turn()
         host.observed.finished(MODEL, "chat", "ok", queue_s=0, engine_s=9)
         host.clock.advance(LEAST_WINDOW_S)
     assert set(host.shares) == {1.0}
 
 
 async def test_no_program_is_left_halted(host: Host) -> None:
-    host.pass_time(10)
+    await host.pass_time(10)
     host.jobs = [JOB]
     assert host.told == []
-    host.pass_time(TURN_S)
+    await host.pass_time(TURN_S)
     assert host.told == ["proceed"], "an earlier coordinator may have halted it"
-    host.pass_time(60, beside_s=ALONE_S * 3)
+    await host.pass_time(60, beside_s=ALONE_S * 3)
     while not host.halted:
-        host.pass_time(TURN_S, beside_s=ALONE_S * 3)
+        await host.pass_time(TURN_S, beside_s=ALONE_S * 3)
     host.jobs = []
-    host.throttle.turn()
+    await host.throttle.turn()
     assert not host.halted, "it was asked to end"
     host.jobs = [JOB]
     while not host.halted:
-        host.pass_time(TURN_S, beside_s=ALONE_S * 3)
+        await host.pass_time(TURN_S, beside_s=ALONE_S * 3)
     await host.throttle.stop()
     assert not host.halted
     assert PERIOD_S > 2 * TURN_S

@@ -25,3 +25,7 @@ def test_hope_ends_when_none_of_so_many_was_better_than_the_best() -> None:
 def test_the_last_of_a_name_is_told() -> None:
     assert history.last(_log(3, 2), "num_tokens") == 2
     assert history.last([], "loss") is None
+
+
+def test_up_to_a_step_the_log_is_what_it_was_then() -> None:
+    assert history.until(_log(3, 2, 4), 20) == _log(3, 2)

@@ -112,6 +112,21 @@ async def test_after_a_commit_that_failed_it_goes_on_either_way(house: House, ma
     assert [event.number for event in events] == [1, 2]
 
 
+async def test_a_job_that_was_taken_and_the_store_did_not_say_so_is_found(house: House) -> None:
+    named = replace(NEW, id="job-2", idempotency_key="once")
+    house.store.fails = house.store.made = True
+    with pytest.raises(StoreUnavailable):
+        await house.book.add(named, Submission.of(named.id, named.spec))
+    house.store.fails = False
+    assert house.book.find("job-2") is None
+
+    await house.book.recall_all()
+    assert (await house.book.recall("job-2")).idempotency_key == "once"
+    assert house.moved == [JobState.VALIDATING] * 2
+    with pytest.raises(NotFound):
+        await house.book.recall("job-none")
+
+
 async def test_who_lost_the_seat_changes_nothing(house: House) -> None:
     house.seat.lose()
     with pytest.raises(NotLeader):

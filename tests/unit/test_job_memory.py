@@ -14,7 +14,7 @@ from moc.kernel.errors import Conflict, NoCapacity
 from moc.learning.estimate import DEFAULTS, MIB, Dimensions, estimate
 from moc.learning.hyperparameters import complete
 from moc.learning.job import Attempt, Job, JobSpec, JobState, JobType, Progress, Reason
-from moc.learning.needs import MARGIN, JobNeeds
+from moc.learning.needs import MARGIN, PEAKS_KEPT, JobNeeds
 from moc.learning.ports import Base
 from moc.service.job_memory import TTL_S, JobMemory
 from moc.store.memory import MemoryStore
@@ -85,13 +85,16 @@ def test_what_takes_more_is_estimated_at_more() -> None:
     )
 
 
+LIMIT_BYTES = 64 * 1024**3
+
+
 @pytest.fixture
 async def needs() -> JobNeeds:
     return JobNeeds(MemoryStore())
 
 
 async def expected(needs: JobNeeds, one: Job, model: Dimensions | None = SMOLLM2, *, kind: str = HOST) -> int:
-    return await needs.expected(one, model, "digest", kind=kind)
+    return await needs.expected(one, model, "digest", kind=kind, limit_bytes=LIMIT_BYTES)
 
 
 async def test_what_was_measured_corrects_the_estimates_of_that_base(needs: JobNeeds) -> None:
@@ -113,6 +116,22 @@ async def test_it_is_never_below_what_the_same_job_took(needs: JobNeeds) -> None
     assert await expected(needs, large) == pytest.approx(estimated // 2 * (1 + MARGIN), rel=0.01)
 
 
+async def test_one_misjudged_job_is_not_held_against_others_for_ever(needs: JobNeeds) -> None:
+    estimated = await expected(needs, job())
+    await needs.learn(ran(job(), given_bytes=estimated), SMOLLM2, "digest", kind=HOST, peak_bytes=9 * estimated)
+    for _ in range(PEAKS_KEPT):
+        await needs.learn(ran(job()), SMOLLM2, "digest", kind=HOST, peak_bytes=estimated // 2)
+    assert await expected(needs, job()) == pytest.approx(estimated // 2 * (1 + MARGIN), rel=0.01)
+
+
+async def test_what_was_learned_never_asks_for_more_than_there_is(needs: JobNeeds) -> None:
+    estimated = await expected(needs, job())
+    await needs.learn(ran(job()), SMOLLM2, "digest", kind=HOST, peak_bytes=2 * LIMIT_BYTES)
+    assert await expected(needs, job()) == LIMIT_BYTES
+    tight = await needs.expected(job(), SMOLLM2, "digest", kind=HOST, limit_bytes=1)
+    assert tight == estimated, "what cannot be there at all is still told"
+
+
 async def test_one_that_ended_early_teaches_only_that_it_was_too_little(needs: JobNeeds) -> None:
     estimated = await expected(needs, job())
     early = ran(job(), given_bytes=estimated, step=0)
@@ -129,8 +148,8 @@ async def test_jobs_that_train_nothing_need_what_such_a_job_took(needs: JobNeeds
     )
     assert await expected(needs, one, None) == DEFAULTS[JobType.SCRIPT]
     await needs.learn(ran(one), None, "", kind=HOST, peak_bytes=5)
-    assert await needs.expected(one, None, "", kind=HOST) == 5
-    assert await needs.expected(other, None, "", kind=HOST) == DEFAULTS[JobType.SCRIPT]
+    assert await needs.expected(one, None, "", kind=HOST, limit_bytes=LIMIT_BYTES) == 5
+    assert await needs.expected(other, None, "", kind=HOST, limit_bytes=LIMIT_BYTES) == DEFAULTS[JobType.SCRIPT]
 
 
 async def test_the_operators_word_is_final(needs: JobNeeds) -> None:
@@ -267,4 +286,7 @@ async def test_the_numbers_of_the_base_are_read_from_its_files(host: JobHost, tm
     assert need < await host.memory.need(training, replace(small, path=tmp_path / "gone", parameters=10**9))
     assert await host.memory.need(job(type=JobType.TUNE, options={}), None) == DEFAULTS[JobType.TUNE]
     await host.memory.learn(ran(training), small, device=HOST, peak_bytes=2 * need)
-    assert await host.memory.need(training, small) > 2 * need
+    assert await host.memory.need(training, small) == need, "there is no more here than that"
+    for _ in range(PEAKS_KEPT):
+        await host.memory.learn(ran(training), small, device=HOST, peak_bytes=need // 2)
+    assert await host.memory.need(training, small) < need

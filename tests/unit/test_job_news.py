@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moc.learning.ports import News
-from moc.workers.trainers.news import LINE_BYTES_MAX, READ_BYTES_MAX, read_news
+from moc.workers.trainers.news import LINE_BYTES_MAX, LINES_MAX, READ_BYTES_MAX, read_news
 
 METRICS = {"type": "metrics", "step": 1, "metrics": {"train_loss": 0.5}}
 
@@ -70,6 +70,14 @@ def test_a_line_that_is_too_long_is_left_out_however_it_is_cut() -> None:
         assert at == len(text)
         assert [each["type"] for each in told] == ["metrics", "message", "metrics"]
         assert "more than" in told[1]["message"]
+
+
+def test_many_lines_are_told_in_several_readings() -> None:
+    text, at, readings = line(METRICS) * (2 * LINES_MAX) + line(METRICS)[:-1], 0, list[int]()
+    while (news := read(text, at, over=True)).read_bytes > at:
+        at = news.read_bytes
+        readings.append(len(news.lines))
+    assert (readings, at) == ([LINES_MAX, LINES_MAX, 1], len(text))
 
 
 def test_any_cut_tells_the_same() -> None:

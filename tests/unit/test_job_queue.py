@@ -2,8 +2,9 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
-from moc.learning.job_queue import AGEING_S, Waiting, turns
+from moc.learning.job_queue import AGEING_S, SEEKERS_MAX, Waiting, turns
 
 SEED = 20261123
 
@@ -40,6 +41,17 @@ def test_who_waits_becomes_more_urgent_but_never_above_the_first() -> None:
 
     ancient = [waiting("ancient", priority=10, made=5.0), waiting("first", priority=1, since=0.0, made=1.0)]
     assert turns(ancient, running=0, places=1, now=1000 * AGEING_S) == ["first"]
+
+
+def test_who_waits_for_memory_takes_no_place_while_there_is_one() -> None:
+    large = [replace(waiting(f"large-{number}"), seeks=True) for number in range(2 * SEEKERS_MAX)]
+    jobs = [*large, waiting("small", made=1.0), waiting("late", made=2.0)]
+
+    assert turns(jobs, running=0, places=SEEKERS_MAX + 1, now=2.0) == [job.id for job in jobs[:-1]]
+    assert turns(jobs[SEEKERS_MAX:], running=0, places=1, now=2.0) == [f"large-{number}" for number in range(4, 8)] + [
+        "small"
+    ]
+    assert not turns(jobs, running=1, places=1, now=2.0)
 
 
 def test_a_clock_that_goes_back_makes_nobody_less_urgent() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from moc.app.learning import host_of
 from moc.kernel.errors import Conflict, MocError, NotFound, QueueFull, Unavailable
 from moc.learning.job import ENDED, JobState, JobType, Reason, Wish
 from moc.learning.ports import STOPPED_STATUS
@@ -70,6 +72,48 @@ async def test_children_end_with_their_parent(house: JobHouse) -> None:
     assert (done.state, done.reason) == (JobState.CANCELLED, Reason.PARENT)
 
 
+async def test_a_child_of_a_parent_that_ends_meanwhile_is_refused(house: JobHouse) -> None:
+    parent = await house.submit(replace(SPEC, type=JobType.TUNE))
+    await house.reaches(parent.id, JobState.RUNNING)
+    house.kind.checking.clear()
+    asked = asyncio.create_task(house.submit(replace(SPEC, parent=parent.id)))
+    await asyncio.sleep(0)
+    await house.jobs.cancel(parent.id, actor="key-1")
+    await house.jobs.wait(parent.id)
+    house.kind.checking.set()
+
+    with pytest.raises(Conflict, match="is over"):
+        await asked
+
+
+async def test_a_child_left_behind_ends_all_the_same(house: JobHouse) -> None:
+    parent = await house.submit(replace(SPEC, type=JobType.TUNE))
+    await house.reaches(parent.id, JobState.RUNNING)
+    child = await house.submit(replace(SPEC, parent=parent.id))
+    orphan = replace(child, spec=replace(child.spec, parent="job-none"))
+    await house.jobs._book.change(child.id, lambda job: replace(job, spec=orphan.spec))
+
+    assert (await house.jobs.wait(child.id)).reason is Reason.PARENT
+    assert house.jobs.show(parent.id).state is JobState.RUNNING
+
+
+async def test_the_trials_of_a_search_that_runs_are_kept(house: JobHouse) -> None:
+    house.limits.kept = 1
+    parent = await house.submit(replace(SPEC, type=JobType.TUNE))
+    await house.programs.started()
+    trials = [await house.submit(replace(SPEC, parent=parent.id)) for _ in range(3)]
+    for trial in trials:
+        await house.jobs.cancel(trial.id, actor="key-1")
+        await house.jobs.wait(trial.id)
+    await house.submit()
+    assert {trial.id for trial in trials} <= {job.id for job in house.jobs.all()}
+
+    await house.jobs.cancel(parent.id, actor="key-1")
+    await house.jobs.wait(parent.id)
+    await house.submit()
+    assert not {trial.id for trial in trials} & {job.id for job in house.jobs.all()}
+
+
 # after a crash
 
 
@@ -117,6 +161,28 @@ async def test_a_program_nobody_wrote_down_is_found(house: JobHouse) -> None:
 
     assert (await house.jobs.wait(job.id)).state is JobState.SUCCEEDED
     assert len(house.programs.programs) == 1
+
+
+def test_a_host_keeps_the_name_its_jobs_know(tmp_path: Path) -> None:
+    assert host_of(tmp_path) == socket.gethostname()
+    (tmp_path / "host").write_text("container-1\n")
+    assert host_of(tmp_path) == "container-1"
+
+
+async def test_what_another_host_ran_is_given_up_with_all_it_had(house: JobHouse) -> None:
+    job = await house.submit()
+    program = await house.programs.started()
+    running = await house.reaches(job.id, JobState.RUNNING)
+    (lease,) = house.memory.held
+    await house.jobs.stop()
+    attempt = replace(running.attempts[0], host="elsewhere", started_at=0.0, heartbeat_at=0.0)
+    await house.jobs._book.change(job.id, lambda _: replace(running, attempts=(attempt,)))
+    await house.restart()
+
+    await house.programs.started(2)
+    assert not program.runs, "it may be on this very machine"
+    assert not house.programs.doubled
+    assert lease not in house.memory.held
 
 
 async def test_a_program_that_is_gone_is_started_again(house: JobHouse) -> None:

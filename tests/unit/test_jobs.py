@@ -134,17 +134,33 @@ async def test_who_coordinates_takes_no_place(house: JobHouse) -> None:
 
 async def test_a_more_urgent_job_overtakes_one_that_waits_for_memory(house: JobHouse) -> None:
     house.limits.places = 1
-    house.memory.gate.clear()
+    house.kind.gate.clear()
     slow = await house.submit()
+    house.memory.starved.add(slow.id)
+    house.kind.gate.set()
     await house.until(slow.id, lambda job: job.waits_for == "memory")
     urgent = await house.submit(replace(SPEC, priority=1))
-    await house.until(urgent.id, lambda job: job.waits_for == "memory")
-    house.memory.gate.set()
 
     assert (await house.programs.started()).order.job_id == urgent.id
     await house.reaches(urgent.id, JobState.RUNNING)
+    await house.until(slow.id, lambda job: "a place" in job.waits_for)
     assert house.jobs.show(slow.id).state is JobState.QUEUED
     assert len(house.memory.held) == 1
+
+
+async def test_jobs_that_wait_for_memory_take_no_place(house: JobHouse) -> None:
+    house.kind.gate.clear()
+    large = [await house.submit() for _ in range(2)]
+    house.memory.starved |= {job.id for job in large}
+    house.kind.gate.set()
+    for job in large:
+        await house.until(job.id, lambda job: job.waits_for == "memory")
+    small = [await house.submit() for _ in range(2)]
+    for job in small:
+        await house.reaches(job.id, JobState.RUNNING)
+
+    assert [house.jobs.show(job.id).state for job in large] == [JobState.QUEUED] * 2
+    assert len(house.memory.held) == 2
 
 
 async def test_pausing_waits_until_the_program_is_dead_and_its_memory_free(house: JobHouse) -> None:
@@ -326,14 +342,75 @@ async def test_a_program_that_cannot_be_started_is_tried_again(house: JobHouse) 
     assert not house.memory.held
 
 
-async def test_over_the_quota_nothing_starts_and_what_runs_ends(house: JobHouse) -> None:
+async def test_over_the_quota_what_grew_most_ends_and_others_go_on_or_wait(house: JobHouse) -> None:
+    greedy, modest = await house.submit(replace(SPEC, type=JobType.SUPERVISED)), await house.submit()
+    first = await house.programs.started(2)
+    for job in (greedy, modest):
+        await house.reaches(job.id, JobState.RUNNING)
+    checkpoint = house.folder / greedy.id / "checkpoints" / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "big").write_bytes(b"x" * 65_536)
+    (house.folder / modest.id / "small").write_bytes(b"x" * 4096)
+    house.disk.adjust(limit_bytes=32_768)
+
+    done = await house.jobs.wait(greedy.id)
+    assert (done.state, done.reason) == (JobState.FAILED, Reason.DISK_FULL)
+    late = await house.submit()
+    waits = await house.until(late.id, lambda job: "learning.disk_quota" in job.waits_for)
+    assert (waits.state, house.jobs.show(modest.id).state) == (JobState.QUEUED, JobState.RUNNING)
+    assert first.interrupts + house.programs.programs[0].interrupts == 1
+    assert checkpoint.exists(), "they are all that is left of it"
+
+    await house.jobs.remove(greedy.id, actor="key-1")
+    await house.reaches(late.id, JobState.RUNNING)
+
+
+async def test_a_training_that_is_done_leaves_no_checkpoints(house: JobHouse) -> None:
+    job = await house.submit(replace(SPEC, type=JobType.SUPERVISED))
+    program = await house.programs.started()
+    checkpoints = house.folder / job.id / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    program.end(0)
+    await house.jobs.wait(job.id)
+
+    async with asyncio.timeout(10):
+        while checkpoints.exists():  # noqa: ASYNC110 - only the disk can tell
+            await asyncio.sleep(0.01)
+
+
+async def test_a_job_whose_folder_cannot_be_made_fails(house: JobHouse) -> None:
+    house.folder.rmdir()
+    house.folder.write_text("in the way")
+
+    done = await house.jobs.wait((await house.submit()).id)
+    assert (done.state, done.reason) == (JobState.FAILED, Reason.PROGRAM_FAILED)
+
+
+async def test_a_chatty_program_makes_few_events_and_ends_right(house: JobHouse) -> None:
     job = await house.submit()
     program = await house.programs.started()
-    await house.reaches(job.id, JobState.RUNNING)
-    (house.folder / job.id / "big").write_bytes(b"x" * 8192)
-    house.disk.adjust(limit_bytes=4096)
+    for step in range(20_000):
+        program.tell(type="metrics", step=step, metrics={"train_loss": 1.0})
+    program.tell(type="checkpoint", name="missing", step=20_000)
+    program.end(0, metrics={"train_loss": 0.5})
 
     done = await house.jobs.wait(job.id)
-    assert (done.state, done.reason, program.interrupts) == (JobState.FAILED, Reason.DISK_FULL, 1)
-    refused = await house.jobs.wait((await house.submit()).id)
-    assert (refused.state, refused.reason) == (JobState.FAILED, Reason.DISK_FULL)
+    assert (done.state, done.progress.step) == (JobState.SUCCEEDED, 19_999)
+    assert done.outcome is not None
+    assert done.outcome.metrics == {"train_loss": 0.5}
+    told = await house.messages(job.id)
+    assert len(told) < 1000
+    assert "Checkpoint missing was saved" in told
+    assert len([message for message in told if "left out" in message]) == 1
+
+
+async def test_a_submission_whose_asker_leaves_is_known_and_found_by_its_key(house: JobHouse) -> None:
+    task = asyncio.create_task(house.submit(key="once"))
+    while not await house.store.list("job_keys/"):  # noqa: ASYNC110 - at that very moment, before it is known
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    (job,) = house.jobs.all()
+    assert (await house.submit(key="once")).id == job.id
+    await house.reaches(job.id, JobState.RUNNING)

@@ -44,6 +44,11 @@ def test_a_schema_that_is_none_is_told_of_and_nothing_is_fetched(schema: dict[st
         right(JsonSchema(name="t", schema=schema), Prompt(prompt="?"), "{}")
 
 
+def test_a_pattern_that_would_try_every_way_is_given_up() -> None:
+    with pytest.raises(InvalidRequest, match="took over"):
+        right(Regex(name="t"), question(r"(?:a|b|ab)*c(?:x+x+)+y"), "ab" * 40 + "c" + "x" * 60)
+
+
 @pytest.mark.parametrize(("normalise", "chosen"), [("none", 0), ("tokens", 1), ("characters", 2)])
 def test_the_likeliest_choice_depends_on_how_length_counts(normalise: Any, chosen: int) -> None:
     task = MultipleChoice(name="t", normalise=normalise)

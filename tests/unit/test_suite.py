@@ -86,6 +86,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, content: bytes, told: str) -> Non
             suite({"type": "harness", "data": {"file": "f"}, "config": {"metric_list": [{"hf_evaluate": True}]}}),
             "`hf_evaluate` is not",
         ),
+        (suite({"type": "harness", "data": {"file": "f"}, "config": {"output_type": "x"}}), "'x' is none of"),
         ([], "Expected `object`"),
     ],
 )
@@ -112,10 +113,13 @@ def test_a_file_with_an_error_is_told_of_by_its_line(tmp_path: Path) -> None:
         "name: s\ntasks:\n  - name: t\n    type: exact_match\n    items:\n      - {prompt: a, expectd: b}\n"
     )
     with pytest.raises(InvalidRequest, match=r"eval.yaml:6: .*did you mean `expected`"):
-        suite_document(path, None)  # type: ignore[arg-type]
+        suite_document(path, None, False)  # type: ignore[arg-type]
     path.write_text("name: s\ntasks:\n  - {name: t, type: perplexity, data: none.jsonl}\n")
     with pytest.raises(InvalidRequest, match="there is no file"):
-        suite_document(path, None)  # type: ignore[arg-type]
+        suite_document(path, None, False)  # type: ignore[arg-type]
+    path.write_text("name: s\ntasks:\n  - {name: t, type: perplexity, data: /etc/hostname}\n")
+    with pytest.raises(InvalidRequest, match="does not lie below its folder"):
+        suite_document(path, None, False)  # type: ignore[arg-type]
     path.write_text("name: [")
     with pytest.raises(InvalidRequest, match="not YAML"):
-        suite_document(path, None)  # type: ignore[arg-type]
+        suite_document(path, None, False)  # type: ignore[arg-type]

@@ -126,12 +126,27 @@ async def test_all_weights_end_in_a_merged_model(place: Place) -> None:
         ({"validation_file": "file_x"}, "there is no file 'file_x'"),
         ({"hyperparameters": {"epoch": 1}}, "did you mean 'epochs'"),
         ({"model": "tinny"}, "there is no model 'tinny'"),
+        ({"hyperparameters": {"early_stopping_patience": 2}}, "needs something to validate with"),
+        ({"hyperparameters": {"eval_steps": 2}}, "needs something to validate with"),
+        ({"hyperparameters": {"method": "full", "lora_rank": 8}}, "'lora_rank' does nothing with method=full"),
+        ({"hyperparameters": {"method": "full", "lora_alpha": 8}}, "'lora_alpha' does nothing with method=full"),
     ],
 )
 async def test_what_cannot_be_is_refused_at_once(place: Place, change: dict[str, Any], told: str) -> None:
     with pytest.raises(MocError) as refused:
         await place.training().check(replace(await place.spec(), **change))
     assert told in refused.value.message
+
+
+async def test_a_share_to_validate_with_is_refused_beside_a_file_and_lets_others_act(place: Place) -> None:
+    split = {"validation_split": 0.1, "eval_steps": 2, "early_stopping_patience": 2}
+    checked = await place.training().check(await place.spec(hyperparameters=split))
+    assert checked.hyperparameters["eval_steps"] == 2
+    file = await place.file(CHAT)
+    with pytest.raises(InvalidRequest, match="does nothing beside a validation file"):
+        await place.training().check(replace(checked, validation_file=file.id))
+    alone = replace(checked, model="tiny", validation_file=file.id, hyperparameters={**split, "validation_split": 0})
+    assert (await place.training().check(alone)).hyperparameters["early_stopping_patience"] == 2
 
 
 async def test_without_the_libraries_the_extra_is_named(place: Place) -> None:

@@ -13,7 +13,7 @@ from moc.learning.ports import Prepared
 from moc.learning.tuning import TRIALS_MAX, Tuning
 
 SPACE = {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}, "rank": {"choices": [4, 8]}}
-OPTIONS: dict[str, Any] = {"base": {"type": "supervised"}, "space": SPACE}
+OPTIONS: dict[str, Any] = {"base": {"type": "supervised", "validation_file": "file-v"}, "space": SPACE}
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"base": None}, "`base` is the job to try"),
     ({"base": {}}, "`base` is the job to try"),
@@ -35,6 +35,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"trials": True}, "`trials` is a whole number from 1"),
     ({"parallel": 0}, "`parallel` is a whole number"),
     ({"metric": ""}, "`metric` is the name"),
+    ({"metric": "valid_los"}, "tell no 'valid_los'; did you mean `valid_loss`?"),
+    ({"base": {"type": "sft"}}, "(`--validation`), or the hyperparameter `validation_split`"),
     ({"direction": "up"}, "`direction` is minimize or maximize"),
     ({"pruner": "hyper"}, "`pruner` is median or none"),
     ({"sampler_seed": -1}, "`sampler_seed` is a whole number"),
@@ -121,6 +123,7 @@ async def test_a_trial_has_of_the_search_what_it_does_not_say_itself(bench: Benc
         {"base": {"type": "sft", "seed": 4, "memory": "1GiB", "hyperparameters": {"epochs": 2}}},
         name="best",
         training_file="file-1",
+        validation_file="file-2",
         hyperparameters={"epochs": 1, "batch_size": 3},
         priority=7,
         seed=9,
@@ -133,7 +136,7 @@ async def test_a_trial_has_of_the_search_what_it_does_not_say_itself(bench: Benc
             "type": "supervised",
             "model": "tiny@3",
             "training_file": "file-1",
-            "validation_file": "",
+            "validation_file": "file-2",
             "hyperparameters": {"epochs": 2, "batch_size": 3},
             "options": {},
             "seed": 4,

@@ -1,5 +1,6 @@
 """Keys of programs: no more than their submitter's, private, and closed at the end."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from moc.kernel.clock import SystemClock
-from moc.kernel.errors import Forbidden
+from moc.kernel.errors import Forbidden, Unauthenticated
 from moc.learning.job import Job, JobSpec, JobState, JobType, Reason
+from moc.security.authenticator import Authenticator
 from moc.security.identity import ANYONE, Role
 from moc.security.key import ApiKey, KeyState, KeyTerms, id_of
 from moc.security.keyring import KeyRing
@@ -83,4 +85,25 @@ async def test_who_submits_and_is_locked_out_gets_no_program_in(tmp_path: Path) 
     await keys.revoke(owner.id, actor="test")
     with pytest.raises(Forbidden, match="opens nothing any more"):
         await visitors.admit(job(owner.id), tmp_path)
+    await keys.stop()
+
+
+async def test_a_program_is_locked_out_with_who_submitted_its_job(tmp_path: Path) -> None:
+    keys, visitors = await made(tmp_path)
+    authenticator = Authenticator(keys=keys, clock=SystemClock())
+    _, owner = await keys.create(KeyTerms(role=Role.OPERATOR), actor="test")
+    environment = await visitors.admit(job(owner.id), tmp_path)
+    token = await asyncio.to_thread(Path(environment["MOC_API_KEY_FILE"]).read_text)
+    token = token.strip()
+    identity = authenticator.identify(token)
+    assert identity.on_behalf_of == owner.id
+    await keys.revoke(owner.id, actor="test")
+    with pytest.raises(Unauthenticated, match=owner.id):
+        authenticator.identify(token)
+    with pytest.raises(Unauthenticated):
+        identity.quota.check()
+    await keys.stop()
+    await keys.start()
+    with pytest.raises(Unauthenticated, match=owner.id):
+        authenticator.identify(token)
     await keys.stop()

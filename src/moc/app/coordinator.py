@@ -245,7 +245,7 @@ class Coordinator:
         metrics, workforce = self.metrics, Workforce(self.workers)
         devices = DevicesService(monitor=self.devices, broker=self.broker, journal=self.audit)
         leases = LeasesService(leases=self.leases)
-        jobs = JobsService(jobs=self.learning.jobs, journal=self.audit)
+        jobs = JobsService(jobs=self.learning.jobs, files=self.learning.files, journal=self.audit)
         return Services(
             authenticator=self.authenticator,
             inference=InferenceService(

@@ -1,7 +1,9 @@
 """The parts that jobs are made of, joined."""
 
+import contextlib
 import socket
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from moc.app import parts
 from moc.cluster.seat import SeatKeeper
@@ -81,7 +83,7 @@ class Learning:
             store=store,
             seat=seat,
             clock=clock,
-            host=socket.gethostname(),
+            host=host_of(data_dir),
             folder=jobs,
             kinds=self._kinds(config),
             programs=self._programs,
@@ -115,9 +117,10 @@ class Learning:
         await self._stack.stop()
 
     def adjust(self, config: Config) -> None:
-        """Go on with these settings; threads and the grace of orphans are those of programs that start later on."""
+        """Go on with these settings; see `config.settings.LIVE` for those that wait for a restart."""
         settings = config.settings.learning
         self.jobs.adjust(_limits(config))
+        self._programs.adjust(grace_s=settings.grace_s)
         self._disk.adjust(limit_bytes=_quota(config))
         self._throttle.adjust(max_ratio=settings.max_serving_p95_ratio)
         self._memory.adjust(grace_s=settings.grace_s, min_runtime_s=settings.min_runtime_s)
@@ -139,7 +142,7 @@ class Learning:
         triable: dict[JobType, Kind] = {**trainings, JobType.SCRIPT: self._script}
         return {
             **triable,
-            JobType.EVALUATE: Evaluation(files=files, known=self._knows),
+            JobType.EVALUATE: Evaluation(files=files, answerers=self._answerers),
             JobType.TUNE: Tuning(kinds=triable, enabled=settings.enable_auto_tune, publish=publish),
         }
 
@@ -148,15 +151,25 @@ class Learning:
         loaded = self._manager.loaded()
         return {each.reference: each.users for entry, each in loaded if entry.version.spec.runtime != REMOTE}
 
-    def _knows(self, reference: str) -> bool:
-        """Whether there is a model, a version or an alias of that name."""
-        if self._aliases.find(reference) is not None:
-            return True
+    def _answerers(self, reference: str) -> dict[str, str]:
+        """The versions that may answer for a model or an alias, each with its digest; none when there is neither."""
+        alias = self._aliases.find(reference)
         try:
-            self._catalogue.entry(reference)
+            found = [self._catalogue.entry(name).version for name in (alias.answerers if alias else (reference,))]
         except NotFound:
-            return False
-        return True
+            return {}
+        return {version.reference: version.digest for version in found}
+
+
+def host_of(data_dir: Path) -> str:
+    """The name of the host whose jobs are in this folder: what it was called first, for containers change names."""
+    kept = data_dir / "host"
+    with contextlib.suppress(OSError):
+        if name := kept.read_text().strip():
+            return name
+    name = socket.gethostname()
+    kept.write_text(f"{name}\n")
+    return name
 
 
 def _limits(config: Config) -> Limits:

@@ -2,23 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from moc.cli import screen
 from moc.cli.session import JsonOption, Session, connected
+from moc.cli.uploads import Uploads
 from moc.client.evaluation_views import EvaluationView, TaskComparisonView, TaskScoreView
 from moc.kernel.errors import InvalidRequest
-
-if TYPE_CHECKING:
-    from moc.client import Client
 
 app = typer.Typer(
     help="Measure models by suites, and compare what came out.", no_args_is_help=True, rich_markup_mode=None
 )
 
 EvaluationArgument = Annotated[str, typer.Argument(metavar="ID", help="The id of an evaluation.")]
+OutsideOption = Annotated[
+    bool, typer.Option("--allow-outside", help="Send files that do not lie below the suite's folder, too.")
+]
 _SHOWN_MAX = 60
 
 
@@ -30,13 +31,15 @@ def run_evaluation(
     suite: Annotated[Path, typer.Option("--suite", metavar="FILE", help="What it is asked, as YAML.")],
     priority: Annotated[int, typer.Option("--priority", min=1, max=10, help="1 is the highest.")] = 5,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is drawn at random.")] = 0,
+    allow_outside: OutsideOption = False,
     waited: Annotated[bool, typer.Option("--wait", help="Return when it is done; exit with 1 if it fails.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Begin to measure a model; files that the suite names are sent along."""
     with session.client() as client:
-        document = suite_document(suite, client)
-        evaluation = client.evaluations.run(model, document, priority=priority, seed=seed)
+        with Uploads(client) as uploads:
+            document = suite_document(suite, uploads, allow_outside)
+            evaluation = client.evaluations.run(model, document, priority=priority, seed=seed)
         if waited:
             screen.note(f"evaluation {evaluation['id']} of {model} by {evaluation['suite']}")
             client.jobs.wait(evaluation["id"])
@@ -123,11 +126,13 @@ def compare_evaluations(
         screen.json(comparison)
         return
     rows = [(name, *_compared(task)) for name, task in comparison["tasks"].items()]
+    for warning in comparison["warnings"]:
+        screen.note(warning)
     columns = ("task", "metric", "a", "b", "difference", "95 %", "p", "test", "items", "only a", "only b")
     screen.table(columns, rows)
 
 
-def suite_document(path: Path, client: "Client") -> dict[str, Any]:
+def suite_document(path: Path, uploads: Uploads, allow_outside: bool) -> dict[str, Any]:
     """What the suite at `path` says, the files it names uploaded; InvalidRequest with the line of what is wrong."""
     import yaml
 
@@ -140,19 +145,21 @@ def suite_document(path: Path, client: "Client") -> dict[str, Any]:
         raise InvalidRequest(f"the suite {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise InvalidRequest(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    files = _files(document, path)
+    files = _files(document, path, allow_outside)
     try:
         Suite.parse(document)
     except InvalidRequest as error:
         raise InvalidRequest(f"{path}:{_line(text, error.details['place'])}: {error.message}") from None
-    sent = {name: client.files.add(Path(name), purpose="evals")["id"] for name in files}
+    for name in files:
+        screen.note(f"sending {name}")
+    sent = {name: uploads.add(Path(name), purpose="evals") for name in files}
     for task in document["tasks"]:
         if task.get("data", {}).get("file") in sent:
             task["data"] = {"file": sent[task["data"]["file"]]}
     return dict(document)
 
 
-def _files(document: Any, path: Path) -> Sequence[str]:
+def _files(document: Any, path: Path, allow_outside: bool) -> Sequence[str]:
     """The files that tasks have their items in, once each; tasks of the harness get what their own file says."""
     import yaml
 
@@ -160,18 +167,28 @@ def _files(document: Any, path: Path) -> Sequence[str]:
     tasks = document.get("tasks") if isinstance(document, dict) else None
     for task in [task for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []:
         if isinstance(task.get("config"), str):
-            config = path.parent / task["config"]
+            config = _beside(path, task["config"], allow_outside)
             try:
                 task["config"] = yaml.safe_load(config.read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
                 raise InvalidRequest(f"{config} cannot be read: {' '.join(str(error).split())}") from None
         if isinstance(task.get("data"), str):
-            data = path.parent / task["data"]
+            data = _beside(path, task["data"], allow_outside)
             if not data.is_file():
                 raise InvalidRequest(f"{path}: there is no file {data}")
             found[str(data)] = None
             task["data"] = {"file": str(data)}
     return list(found)
+
+
+def _beside(suite: Path, name: str, allow_outside: bool) -> Path:
+    """What a suite calls so; InvalidRequest where that would send what its author may not know of."""
+    path = suite.parent / name
+    if not (allow_outside or path.resolve().is_relative_to(suite.parent.resolve())):
+        raise InvalidRequest(
+            f"{suite}: {name} does not lie below its folder; give --allow-outside to send it all the same"
+        )
+    return path
 
 
 def _line(text: str, place: str) -> int:
@@ -199,6 +216,7 @@ def _show(evaluation: EvaluationView, as_json: bool) -> None:
             ("suite", evaluation["suite"]),
             ("status", evaluation["status"]),
             ("message", evaluation["message"]),
+            ("warnings", "; ".join(evaluation["warnings"])),
             ("items", f"{evaluation['done']}/{evaluation['total']}" if evaluation["total"] else ""),
             ("score", "" if score is None else f"{score:.4g}"),
             ("created", f"{evaluation['created_at']} by {evaluation['created_by_name']}"),

@@ -2,7 +2,6 @@
 
 import contextlib
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,13 +9,16 @@ import msgspec
 import typer
 
 from moc.cli import screen
+from moc.cli.evaluate import OutsideOption, suite_document
 from moc.cli.job_screen import finish, follow, show
 from moc.cli.session import JsonOption, Session, connected
+from moc.cli.uploads import Uploads
 from moc.kernel.errors import InvalidRequest
 from moc.kernel.units import Bytes
 
 if TYPE_CHECKING:
     from moc.client import Client
+    from moc.client.job_views import JobView
 
 app = typer.Typer(
     help="Submit a job; it waits for its turn and for memory.", no_args_is_help=True, rich_markup_mode=None
@@ -69,7 +71,9 @@ def _add_training(name: str, kind: str, story: str) -> None:
         terms = _terms(priority, memory, devices, seed)
         wish = {"model": model, "name": called, "hyperparameters": pairs(settings), "result": result, **terms}
         with session.client() as client:
-            _submit(client, kind, {**wish, **_files(client, data, validation)}, followed, waited, as_json)
+            with Uploads(client) as uploads:
+                job = client.jobs.submit(kind, **wish, **_files(uploads, data, validation))
+            _tell(client, job, followed, waited, as_json)
 
 
 _add_training("sft", "supervised", "Fine-tune a model on examples of what it is to say.")
@@ -84,16 +88,17 @@ def submit_evaluate(
     suite: Annotated[Path, typer.Option("--suite", metavar="FILE", help="What it is asked, as YAML.")],
     priority: PriorityOption = 5,
     seed: SeedOption = 0,
+    allow_outside: OutsideOption = False,
     followed: FollowOption = False,
     waited: WaitOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model; `moc evaluate` shows and compares what came out."""
-    from moc.cli.evaluate import suite_document
-
     with session.client() as client:
-        wish = {"model": model, "options": {"suite": suite_document(suite, client)}, "priority": priority, "seed": seed}
-        _submit(client, "evaluate", wish, followed, waited, as_json)
+        with Uploads(client) as uploads:
+            options = {"suite": suite_document(suite, uploads, allow_outside)}
+            job = client.jobs.submit("evaluate", model=model, options=options, priority=priority, seed=seed)
+        _tell(client, job, followed, waited, as_json)
 
 
 @app.command("tune")
@@ -128,16 +133,17 @@ def submit_tune(
     if command:
         trial["options"] = _script(command)
     chosen = {"metric": metric, "direction": direction, "pruner": pruner}
+    options = {
+        "space": _yaml(space),
+        "trials": trials,
+        "parallel": parallel,
+        **{option: value for option, value in chosen.items() if value is not None},
+    }
     with session.client() as client:
-        options = {
-            "base": {"type": base, **trial, **_files(client, data, validation)},
-            "space": _yaml(space),
-            "trials": trials,
-            "parallel": parallel,
-            **{option: value for option, value in chosen.items() if value is not None},
-        }
-        wish = {"model": model, "name": name, "options": options, "priority": priority, "seed": seed}
-        _submit(client, "tune", wish, followed, waited, as_json)
+        with Uploads(client) as uploads:
+            options["base"] = {"type": base, **trial, **_files(uploads, data, validation)}
+            job = client.jobs.submit("tune", model=model, name=name, options=options, priority=priority, seed=seed)
+        _tell(client, job, followed, waited, as_json)
 
 
 @app.command("script")
@@ -158,11 +164,12 @@ def submit_script(
     as_json: JsonOption = False,
 ) -> None:
     """Run any program, in the folder this is called in, as one that saves checkpoints and yields its memory."""
-    wish = {"name": name, "hyperparameters": pairs(settings), "options": _script(command)}
+    terms = _terms(priority, memory, devices, seed)
+    wish = {"name": name, "hyperparameters": pairs(settings), "options": _script(command), **terms}
     with session.client() as client:
-        files = _files(client, data, validation)
-        terms = _terms(priority, memory, devices, seed)
-        _submit(client, "script", {**wish, **files, **terms}, followed, waited, as_json)
+        with Uploads(client) as uploads:
+            job = client.jobs.submit("script", **wish, **_files(uploads, data, validation))
+        _tell(client, job, followed, waited, as_json)
 
 
 def pairs(given: list[str] | None) -> dict[str, Any]:
@@ -187,8 +194,7 @@ def _value(text: str) -> Any:
         raise typer.BadParameter(f"{text!r} is no value that YAML knows") from None
 
 
-def _submit(client: "Client", type: str, wish: Mapping[str, Any], followed: bool, waited: bool, as_json: bool) -> None:
-    job = client.jobs.submit(type, **wish)
+def _tell(client: "Client", job: "JobView", followed: bool, waited: bool, as_json: bool) -> None:
     if not (followed or waited):
         if as_json:
             screen.json(job)
@@ -213,18 +219,18 @@ def _terms(priority: int, memory: str | None, devices: str, seed: int) -> dict[s
     return {"priority": priority, "memory_bytes": memory_bytes, "devices": devices, "seed": seed}
 
 
-def _files(client: "Client", data: str, validation: str) -> dict[str, str]:
+def _files(uploads: Uploads, data: str, validation: str) -> dict[str, str]:
     """The ids of the files that were given, uploaded where they are files here."""
-    return {"training_file": _file(client, data), "validation_file": _file(client, validation)}
+    return {"training_file": _file(uploads, data), "validation_file": _file(uploads, validation)}
 
 
-def _file(client: "Client", given: str) -> str:
+def _file(uploads: Uploads, given: str) -> str:
     if not given or (given.startswith(FILE_ID) and not Path(given).exists()):
         return given
     path = Path(given)
     if not path.is_file():
         raise typer.BadParameter(f"there is no file {given}, and it is not the id of one")
-    return client.files.add(path)["id"]
+    return uploads.add(path)
 
 
 def _script(command: str) -> dict[str, Any]:

@@ -16,7 +16,10 @@ class TaskScoreView(TypedDict):
 
 
 class EvaluationView(TypedDict):
-    """An evaluation, by the id of its job; two of one `suite_digest` measured the same."""
+    """An evaluation, by the id of its job; two of one `suite_digest` measured the same.
+
+    `digests` are of the versions that answered: more than one were measured together, as `warnings` say.
+    """
 
     id: str
     model: str
@@ -28,6 +31,8 @@ class EvaluationView(TypedDict):
     total: int
     score: float | None
     tasks: dict[str, TaskScoreView]
+    digests: list[str]
+    warnings: list[str]
     created_at: str
     created_by_name: str
     finished_at: str | None
@@ -68,8 +73,9 @@ class TaskComparisonView(TypedDict):
 
 
 class ComparisonView(TypedDict):
-    """How the evaluation `b` differs from `a`, by task."""
+    """How the evaluation `b` differs from `a`, by task; `warnings` say why that may be no difference of two models."""
 
     a: str
     b: str
     tasks: dict[str, TaskComparisonView]
+    warnings: list[str]

@@ -35,7 +35,7 @@ class Holder:
     @classmethod
     def of(cls, pid: int) -> "Holder":
         """The process `pid` of this host; psutil.NoSuchProcess when there is none."""
-        return cls(*_place(), pid, _started(pid))
+        return cls(*_place(), pid, started(pid))
 
     @classmethod
     def parse(cls, text: str) -> "Holder | None":
@@ -66,17 +66,20 @@ def _place() -> tuple[str, str, str]:
     return platform.node().replace("/", "-"), boot_id(), space
 
 
-def _runs(pid: int, started: str) -> bool:
+def _runs(pid: int, since: str) -> bool:
     try:
-        return psutil.Process(pid).status() not in _BURIED and _started(pid) == started
+        return psutil.Process(pid).status() not in _BURIED and started(pid) == since
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
         return True
 
 
-def _started(pid: int) -> str:
-    # The kernel's own count of ticks, where there is one: unlike a time of day it does not move with the wall clock.
+def started(pid: int) -> str:
+    """When a process of this boot began; psutil.NoSuchProcess when there is none.
+
+    It is the kernel's own count of ticks, where there is one: unlike a time of day it does not follow the wall clock.
+    """
     fields = _read(_PROC / str(pid) / "stat").rpartition(")")[2].split()
     return fields[19] if fields else str(psutil.Process(pid).create_time())
 

@@ -3,7 +3,7 @@
 import errno
 import re
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moc.kernel.errors import MocError, NoCapacity
@@ -25,7 +25,8 @@ _LOG_LINES = 3
 class Conclusion:
     """What a job is now. It failed by its `reason`, or is done, or `goes_on`: paused or queued for another attempt.
 
-    `outcome` is what its attempt came to, in a word.
+    `outcome` is what its attempt came to, in a word. `outgrown`: the program itself said that its memory was too
+    little, which is no guess from its log or from what the system did.
     """
 
     state: JobState
@@ -33,6 +34,7 @@ class Conclusion:
     message: str
     outcome: str
     fruitless: int = 0
+    outgrown: bool = False
 
 
 def conclude(job: Job, ending: Ending, *, asked: Reason | None, attempts_max: int) -> Conclusion:
@@ -48,7 +50,8 @@ def conclude(job: Job, ending: Ending, *, asked: Reason | None, attempts_max: in
     if status == 0:
         return Conclusion(state=JobState.SUCCEEDED, reason=Reason.DONE, message="", outcome="succeeded")
     if said.get("type") == "error" and status != STOPPED_STATUS:
-        return _failed(_reason_of(said, ending), text(said.get("message")) or how_it_ended(status))
+        failed = _failed(_reason_of(said, ending), text(said.get("message")) or how_it_ended(status))
+        return replace(failed, outgrown=said.get("reason") == Reason.OUT_OF_MEMORY)
     stopped, killed = status == STOPPED_STATUS, status is None or _signal(status) in _ASKED_TO_END
     if asked is None and ending.starved and status is not None and _signal(status) is signal.SIGKILL:
         return _failed(Reason.OUT_OF_MEMORY, "the system had no memory left and killed its program; give it more")

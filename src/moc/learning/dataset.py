@@ -127,21 +127,21 @@ def leaks(training: Report, validation: Report) -> list[Leak]:
 
 
 def split(given: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """The rows for training and about a `share` (0 to 1) of them for validation, both in their order.
+    """The rows for training and up to a `share` (0 to 1) of them for validation, both in their order.
 
-    The same rows, share and seed give the same, wherever. Rows of one prompt stay together, so that nothing leaks.
-    Neither side is empty unless there is only one prompt, which is for training, or the share is 0.
+    The same rows, share and seed give the same, wherever. Rows of one prompt stay together, so nothing leaks; those
+    of a prompt that has too many are for training. Neither side is empty unless there is only one prompt, which is for
+    training, or the share is 0: where every prompt has too many rows, the one with the fewest is for validation.
     """
     prompts = Counter(row.prompt for row in given)
     shuffled = sorted(prompts, key=lambda prompt: hashlib.sha256(b"%d " % seed + prompt).digest())
-    wanted, taken, chosen = round(len(given) * share), 0, set()
-    if share > 0:
-        wanted = max(wanted, 1)
-    for prompt in shuffled[:-1]:
-        if taken >= wanted:
-            break
-        chosen.add(prompt)
-        taken += prompts[prompt]
+    wanted, taken, chosen = min(round(len(given) * share), len(given) - 1), 0, set()
+    for prompt in shuffled:
+        if taken + prompts[prompt] <= wanted:
+            chosen.add(prompt)
+            taken += prompts[prompt]
+    if share > 0 and len(prompts) > 1 and not chosen:
+        chosen = {min(shuffled, key=lambda prompt: prompts[prompt])}
     return [row for row in given if row.prompt not in chosen], [row for row in given if row.prompt in chosen]
 
 
@@ -212,6 +212,8 @@ class _Reading:
             self._repeats.append(Repeat(row.line, self._by_digest[row.digest] if exact else first, exact))
 
     def _hints(self) -> Iterable[str]:
+        if not self._rows and not self._counts[False]:
+            yield "there are no rows; write one JSON object on each line"
         if 0 < self._rows < _FEW_ROWS:
             yield f"there are only {self._rows} rows; a model learns little from fewer than some fifty"
         if self._rows >= _FEW_ROWS:

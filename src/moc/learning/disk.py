@@ -9,6 +9,8 @@ from moc.kernel.errors import NoCapacity
 from moc.kernel.units import Bytes
 
 FRESH_S = 5.0
+TOLERANCE = 1.1
+"""By how much jobs that go on may exceed what there is once the one that grew most was ended."""
 
 
 class DiskQuota:
@@ -19,11 +21,34 @@ class DiskQuota:
         self._limit_bytes = limit_bytes
         self._used_bytes = 0
         self._looked_at = float("-inf")
+        self._began_bytes: dict[Path, int] = {}
+        self._patience_bytes = 0.0
 
     def adjust(self, *, limit_bytes: int) -> None:
         """Allow so much from now on."""
         self._limit_bytes = limit_bytes
         self._looked_at = float("-inf")
+        self._patience_bytes = 0.0
+
+    def begin(self, folder: Path) -> None:
+        """A job that works in `folder` runs from now on."""
+        self._began_bytes[folder] = _size(folder)
+
+    def end(self, folder: Path) -> None:
+        """It does no more. What it left stays, and is no reason to end the others."""
+        if self._began_bytes.pop(folder, None) is not None and self._used_bytes >= self._limit_bytes:
+            self._patience_bytes = self._used_bytes * TOLERANCE
+
+    def culprit(self) -> Path | None:
+        """Who is to end when there is too much: of the folders of jobs that run, the one that grew most."""
+        if self.room():
+            self._patience_bytes = 0.0
+            return None
+        if self._used_bytes < self._patience_bytes:
+            return None
+        grown = {folder: _size(folder) - began for folder, began in list(self._began_bytes.items())}
+        most = max(grown, key=lambda folder: grown[folder], default=None)
+        return most if most is not None and grown[most] > 0 else None
 
     def room(self) -> int:
         """Bytes that may still be written, 0 when there is too much already; if there is room, as of seconds ago."""

@@ -132,7 +132,12 @@ ALL: dict[str, Hyperparameter] = {
             "cosine",
             "how the learning rate goes down after the warmup; `constant` does not",
         ),
-        _of("warmup_ratio", _number(0, 0.9), 0.03, "share of all steps in which the learning rate rises from 0"),
+        _of(
+            "warmup_ratio",
+            _number(0, 0.9),
+            0.03,
+            "share of all steps in which the learning rate rises from 0, rounded down",
+        ),
         _of(
             "weight_decay", _number(0, 1), 0.0, "pulls weights towards 0, by this share of the learning rate each step"
         ),
@@ -187,9 +192,15 @@ ALL: dict[str, Hyperparameter] = {
             "validation_split",
             _number(0, 0.9),
             0.0,
-            "share of the training data that is validated with instead, when there is no validation file; 0 = none",
+            "up to which share of the training data is validated with instead, when there is no validation file; rows "
+            "of one prompt stay together; 0 = none",
         ),
-        _of("eval_steps", _integer(0, 10**8), 0, "validate after every so many steps; 0 = ten times in all"),
+        _of(
+            "eval_steps",
+            _integer(0, 10**8),
+            0,
+            "validate after every so many steps, which takes data for it; 0 = ten times in all",
+        ),
         _of(
             "checkpoint_steps",
             _integer(0, 10**8),
@@ -201,7 +212,7 @@ ALL: dict[str, Hyperparameter] = {
             _integer(0, 1000),
             0,
             "end after so many validations in a row that were not better than the best, and keep the "
-            "best; 0 = never, and keep the last",
+            "best, which takes data to validate with; 0 = never, and keep the last",
         ),
     )
 }
@@ -235,6 +246,22 @@ def complete(type: JobType, given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def check_effects(found: Mapping[str, Any], *, has_validation_file: bool) -> None:
+    """InvalidRequest when one of the complete hyperparameters is not its default, and others keep it from acting."""
+    if has_validation_file and found["validation_split"]:
+        raise InvalidRequest("`validation_split` does nothing beside a validation file; give one of the two")
+    if not has_validation_file and not found["validation_split"]:
+        for name in ("early_stopping_patience", "eval_steps"):
+            if found[name]:
+                raise InvalidRequest(
+                    f"{name!r} needs something to validate with: a validation file, or validation_split"
+                )
+    if found["method"] == "full":
+        for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"):
+            if found[name] not in (ALL[name].default, AUTO):
+                raise InvalidRequest(f"{name!r} does nothing with method=full, which trains all weights")
+
+
 def resolved(type: JobType, hyperparameters: Mapping[str, Any], parameters: int) -> dict[str, Any]:
     """The same for a model of so many parameters (0 = unknown, taken as small), with every default in place."""
     size = sum(parameters > limit for limit in SIZES) if parameters else 1
@@ -261,12 +288,20 @@ def from_openai(
     kind = str((method or {}).get("type", "supervised"))
     if kind not in METHODS:
         raise InvalidRequest(f"the method {kind[:40]!r} is not supported; there are {' and '.join(METHODS)}")
-    described = (method or {}).get(kind) or {}
-    inner = described.get("hyperparameters") if isinstance(described, Mapping) else described
-    if not isinstance(inner or {}, Mapping):
-        raise InvalidRequest(f"the `hyperparameters` of the method {kind!r} are no mapping")
-    given = {**(hyperparameters or {}), **(inner or {})}
+    for name in (method or {}).keys() - {"type", kind}:
+        raise InvalidRequest(f"the method {kind!r} has no {name[:40]!r}", details={"param": f"method.{name[:40]}"})
+    described = _mapping((method or {}).get(kind), f"method.{kind}")
+    for name in described.keys() - {"hyperparameters"}:
+        raise InvalidRequest(f"`method.{kind}` has no {name[:40]!r}", details={"param": f"method.{kind}.{name[:40]}"})
+    inner = _mapping(described.get("hyperparameters"), f"method.{kind}.hyperparameters")
+    given = {**(hyperparameters or {}), **inner}
     return METHODS[kind], {OPENAI_NAMES.get(name, name): value for name, value in given.items()}
+
+
+def _mapping(given: Any, place: str) -> Mapping[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise InvalidRequest(f"`{place}` is no mapping", details={"param": place})
+    return given or {}
 
 
 def _read(one: Hyperparameter, value: Any) -> Any:

@@ -140,10 +140,10 @@ class JobSpec:
 class Attempt:
     """One process that worked on a job. Times are wall; `outcome` is empty while it does.
 
-    `pid` and `process_started_at` name its process beyond doubt, on `host`. It has the lease `lease_id` with
-    `lease_token` of `bytes` on `device`. `heartbeat_at` is when its runner last saw it alive. `read_bytes` is how much
-    of what it told was taken up, `told` the result or the error it told last. It began after `first_step` steps and
-    came to `last_step`.
+    `pid` and `process_started_at`, in seconds since the system began, name its process on `host`. It has the lease
+    `lease_id` with `lease_token` of `bytes` on `device`. `heartbeat_at` is when its runner last saw it alive.
+    `read_bytes` is how much of what it told was taken up, `told` the result or the error it told last,
+    `left_out` how many events it told too fast to be kept. It began after `first_step` steps and came to `last_step`.
     """
 
     number: int
@@ -158,6 +158,7 @@ class Attempt:
     heartbeat_at: float = 0.0
     read_bytes: int = 0
     told: dict[str, Any] = field(default_factory=dict)
+    left_out: int = 0
     first_step: int = 0
     last_step: int = 0
     ended_at: float = 0.0

@@ -4,6 +4,7 @@ Records: `jobs/<id>` (Job), `job_events/<id>/<number>` (JobEvent), `job_keys/<wh
 """
 
 import asyncio
+import contextlib
 import hashlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import msgspec
 
 from moc.kernel.clock import Clock
-from moc.kernel.errors import Conflict, NotFound
+from moc.kernel.errors import Conflict, NotFound, StoreUnavailable
 from moc.kernel.events import Event
 from moc.kernel.records import ABSENT, Op, Store, Table
 from moc.kernel.tasks import to_the_end
@@ -113,6 +114,7 @@ class JobBook:
         self._events: Table[JobEvent] = Table(store, "job_events/", JobEvent)
         self._submissions: Table[Submission] = Table(store, "job_keys/", Submission)
         self._held: dict[str, _Held] = {}
+        self._unsure: set[str] = set()
 
     async def read(self) -> None:
         """Know every job there is."""
@@ -172,11 +174,33 @@ class JobBook:
         ops: list[Op] = []
         if job.idempotency_key:
             ops.append(self._submissions.put(_key_of(job), submission, expect=ABSENT))
-        async with held.writing:
-            await to_the_end(self._write(held, job, [Tale(message="The job was submitted")], _event(job), ops))
+        return await to_the_end(self._add(held, ops))
+
+    async def _add(self, held: _Held, ops: Sequence[Op]) -> Job:
+        job = held.job
+        try:
+            await self._write(held, job, [Tale(message="The job was submitted")], _event(job), ops)
+        except StoreUnavailable:
+            self._unsure.add(job.id)
+            raise
         self._held[job.id] = held
-        self._on_moved(job)
+        self._on_moved(held.job)
         return held.job
+
+    async def recall(self, job_id: str) -> Job:
+        """One, read if it is not known: the store may have taken it and failed to say so. NotFound."""
+        found = None if job_id in self._held else await self._jobs.find(job_id)
+        self._unsure.discard(job_id)
+        if found is not None and job_id not in self._held:
+            self._held[job_id] = _Held(*found)
+            self._on_moved(found[0])
+        return self.get(job_id)
+
+    async def recall_all(self) -> None:
+        """Know those, too, that were recorded though the store failed to say so."""
+        for job_id in list(self._unsure):
+            with contextlib.suppress(NotFound):
+                await self.recall(job_id)
 
     async def change(self, job_id: str, change: Change, *, actor: str = _SYSTEM) -> Job:
         """What a job is after `change`; a change of state tells of itself.
@@ -198,8 +222,11 @@ class JobBook:
                     raise Conflict(f"job {job_id} is {before.state} and cannot become {job.state}")
                 job = replace(job, changed_at=self._clock.wall())
                 tales, event = (*tales, _told(job)), _event(job, actor)
-            await to_the_end(self._write(held, job, tales, event))
-        if moved:
+            return await to_the_end(self._change(held, job, tales, event))
+
+    async def _change(self, held: _Held, job: Job, tales: Sequence[Tale], event: Event | None) -> Job:
+        await self._write(held, job, tales, event)
+        if event is not None:
             self._on_moved(held.job)
         return held.job
 

@@ -16,19 +16,16 @@ from moc.kernel.ids import new_id
 from moc.kernel.records import Store
 from moc.kernel.tasks import Tasks
 from moc.learning.disk import DiskQuota
-from moc.learning.job import COORDINATING, Job, JobEvent, JobSpec, JobState, JobType, Reason, Wish
+from moc.learning.job import COORDINATING, TRAINING, Job, JobEvent, JobSpec, JobState, JobType, Reason, Wish
 from moc.learning.job_book import JobBook, Submission, Tale, Told
 from moc.learning.job_queue import Waiting, turns
 from moc.learning.ports import ClusterSeat, Kind, Memory, Programs, Started, Visitors
 from moc.learning.rescuer import Rescue, rescue
-from moc.learning.runner import Runner, may_run
-from moc.learning.watch import LOOK_S, Limits, Means, attempt_folder
+from moc.learning.runner import Runner, may_run, places_taken
+from moc.learning.watch import CHECKPOINTS, LOOK_S, Limits, Means, attempt_folder
 from moc.security.identity import Identity
 
 log = structlog.get_logger(__name__)
-
-ENDED_MAX = 1_000
-"""How many jobs that have ended are kept, with their folders."""
 
 KEY_MAX = 255
 REST_MAX_S = 60.0
@@ -100,7 +97,7 @@ class Jobs:
             self._dispatching = self._tasks.spawn(self._dispatch())
             for job in self._book.all():
                 if job.ended:
-                    self._end_children(job)
+                    self._clear_up(job)
 
     async def drain(self) -> None:
         """Accept no more and start no more; what runs goes on."""
@@ -174,12 +171,19 @@ class Jobs:
 
     # what is asked
 
-    async def submit(self, spec: JobSpec, *, actor: Identity, idempotency_key: str = "") -> Job:
+    async def submit(
+        self,
+        spec: JobSpec,
+        *,
+        actor: Identity,
+        idempotency_key: str = "",
+        authorise: Callable[[JobSpec], None] = lambda spec: None,
+    ) -> Job:
         """Accept a job; what the same actor asked with the same `idempotency_key` before is given again.
 
         With a parent it is what was asked for that one: its program has another key for each attempt.
         Conflict when that was something else, or the parent is over. InvalidRequest, NotFound: see `Kind.check`.
-        QueueFull when too many wait.
+        QueueFull when too many wait. `authorise` raises for what the actor may not ask, with every default filled in.
         """
         check_key(idempotency_key)
         async with self._submitting:
@@ -189,13 +193,15 @@ class Jobs:
             if idempotency_key and (known := await self._book.submission(asker, idempotency_key)) is not None:
                 if known.digest != submission.digest:
                     raise Conflict(f"the idempotency key was used for {known.job} already, with another request")
-                return self._book.get(known.job)
+                return await self._book.recall(known.job)
             spec.check()
             if spec.type not in self._kinds:
                 raise InvalidRequest(f"there are no jobs of the type {spec.type} here")
-            parent = self._parent(spec)
+            self._parent(spec)
             spec = await self._kinds[spec.type].check(spec)
+            authorise(spec)
             await self._make_room()
+            parent = self._parent(spec)  # it may have ended meanwhile
             now, waits = self._clock.wall(), parent is not None and _pauses(parent)
             job = Job(
                 id=job_id,
@@ -224,11 +230,14 @@ class Jobs:
     async def _make_room(self) -> None:
         if self._dispatching is None:
             raise Unavailable("the coordinator is stopping; ask again shortly")
+        live = {job.id for job in self._book.all() if not job.ended}
         ended = [job for job in self._book.all() if job.ended]
-        if len(self._book.all()) - len(ended) >= self._limits.live:
+        if len(live) >= self._limits.live:
             raise QueueFull(f"{self._limits.live} jobs wait or run already; ask again when some have ended")
-        for job in ended[: max(0, len(ended) + 1 - ENDED_MAX)]:
-            await self._remove(job, SYSTEM)
+        spare = [job for job in ended if job.spec.parent not in live]  # a search reads what its trials came to
+        for job in spare[: max(0, len(ended) + 1 - self._limits.kept)]:
+            with contextlib.suppress(NotFound):
+                await self._remove(job, SYSTEM)
 
     async def pause(self, job_id: str, *, actor: str, reason: Reason = Reason.REQUESTED) -> Job:
         """Have it save a checkpoint and stay paused until it is resumed; its children too.
@@ -237,7 +246,7 @@ class Jobs:
         """
         job = await self._ask(job_id, lambda job: _paused(job, reason), actor)
         for child in self._children(job_id):
-            if child.wish is not Wish.CANCEL:
+            with contextlib.suppress(Conflict, NotFound):  # it has ended, or will
                 await self.pause(child.id, actor=actor, reason=Reason.PARENT)
         return job
 
@@ -251,7 +260,8 @@ class Jobs:
         for child in self._children(job_id):
             pauses = child.reason if child.state is JobState.PAUSED else child.wish_reason
             if _pauses(child) and pauses is Reason.PARENT:
-                await self.resume(child.id, actor=actor, reason=Reason.PARENT)
+                with contextlib.suppress(Conflict, NotFound):
+                    await self.resume(child.id, actor=actor, reason=Reason.PARENT)
         return job
 
     async def cancel(self, job_id: str, *, actor: str, reason: Reason = Reason.REQUESTED) -> Job:
@@ -262,7 +272,8 @@ class Jobs:
         now = self._clock.wall()
         job = await self._ask(job_id, lambda job: _cancelled(job, reason, now), actor)
         for child in self._children(job_id):
-            await self.cancel(child.id, actor=actor, reason=Reason.PARENT)
+            with contextlib.suppress(Conflict, NotFound):
+                await self.cancel(child.id, actor=actor, reason=Reason.PARENT)
         return job
 
     async def remove(self, job_id: str, *, actor: str) -> None:
@@ -293,7 +304,7 @@ class Jobs:
     def _moved(self, job: Job) -> None:
         if job.ended:
             self._rests.pop(job.id, None)
-            self._end_children(job)
+            self._clear_up(job)
         elif job.reason is Reason.RUNNER_GONE:
             self._rest(job.id, min(REST_MAX_S, 2.0**job.fruitless - 1))
         self._woken.set()
@@ -307,13 +318,10 @@ class Jobs:
         """Try nothing with it for so long: what made it fail may be over then."""
         self._rests[job_id] = self._clock.monotonic() + seconds
 
-    def _end_children(self, job: Job) -> None:
-        for child in self._children(job.id):
-            self._tasks.spawn(self._end_child(child.id))
-
-    async def _end_child(self, job_id: str) -> None:
-        with contextlib.suppress(Conflict, NotFound):
-            await self.cancel(job_id, actor=SYSTEM, reason=Reason.PARENT)
+    def _clear_up(self, job: Job) -> None:
+        """A training that is over needs its checkpoints no more; of one that failed they are all there is."""
+        if job.spec.type in TRAINING and job.state is not JobState.FAILED:
+            self._tasks.spawn(asyncio.to_thread(shutil.rmtree, self._folder / job.id / CHECKPOINTS, ignore_errors=True))
 
     async def _dispatch(self) -> None:
         """Take up what nobody looks after, and give turns, whenever something may have changed."""
@@ -321,6 +329,8 @@ class Jobs:
             self._woken.clear()
             if self._seat.held:
                 try:
+                    await self._book.recall_all()
+                    await self._end_orphans()
                     await self._take_up()
                     self._give_turns()
                 except MocError as error:
@@ -328,6 +338,16 @@ class Jobs:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
                     await self._woken.wait()
+
+    async def _end_orphans(self) -> None:
+        """A job is over when the one it belongs to is."""
+        for job in self._book.all():
+            if job.ended or not job.spec.parent or job.wish is Wish.CANCEL:
+                continue
+            parent = self._book.find(job.spec.parent)
+            if parent is None or parent.ended:
+                with contextlib.suppress(Conflict, NotFound):
+                    await self.cancel(job.id, actor=SYSTEM, reason=Reason.PARENT)
 
     async def _take_up(self) -> None:
         for job in [job for job in self._book.all() if self._is_free(job)]:
@@ -348,11 +368,10 @@ class Jobs:
 
     def _give_turns(self) -> None:
         jobs = self._book.all()
-        running = sum(job.attempt is not None and job.spec.type not in COORDINATING for job in jobs)
         waiting = {job.id: job for job in jobs if may_run(job) and (self._is_free(job) or job.id in self._runner.busy)}
         chosen = turns(
-            (_waiting(job) for job in waiting.values()),
-            running=running,
+            (_waiting(job, seeks=job.id in self._runner.seekers) for job in waiting.values()),
+            running=places_taken(jobs),
             places=self._limits.places,
             now=self._clock.wall(),
         )
@@ -370,13 +389,14 @@ def check_key(key: str) -> None:
         raise InvalidRequest(f"an idempotency key has up to {KEY_MAX} printable ASCII characters")
 
 
-def _waiting(job: Job) -> Waiting:
+def _waiting(job: Job, *, seeks: bool) -> Waiting:
     return Waiting(
         id=job.id,
         priority=job.spec.priority,
         since=job.queued_at,
         created_at=job.created_at,
         coordinates=job.spec.type in COORDINATING,
+        seeks=seeks,
     )
 
 

@@ -20,6 +20,7 @@ MARGIN = 0.05
 """Added to what was learned: a peak can fall between two measurements."""
 
 RATIOS_KEPT = 5
+PEAKS_KEPT = 5
 SHAPES_KEPT = 64
 TRIES = 5
 MEMORY_SHAPERS = ("method", "batch_size", "max_length", "lora_rank", "gradient_checkpointing")
@@ -28,24 +29,30 @@ MEMORY_SHAPERS = ("method", "batch_size", "max_length", "lora_rank", "gradient_c
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What jobs of one type on one base took: by shape, and the newest ratios of that to what was estimated."""
+    """What jobs of one type on one base took last: by shape, and as ratios to what was estimated.
+
+    Nothing is known for ever: a job that was misjudged once is forgotten when others came after it.
+    """
 
     ratios: tuple[float, ...] = ()
-    shapes: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def after(self, shape: str, peak_bytes: int, estimated_bytes: int) -> "Seen":
         """This and one job more."""
         known = {name: size for name, size in self.shapes.items() if name != shape}
         for name in list(known)[: len(known) - SHAPES_KEPT + 1]:
             del known[name]
-        known[shape] = max(peak_bytes, self.shapes.get(shape, 0))
+        known[shape] = (*self.shapes.get(shape, ()), peak_bytes)[-PEAKS_KEPT:]
         return Seen(ratios=(*self.ratios, peak_bytes / estimated_bytes)[-RATIOS_KEPT:], shapes=known)
 
-    def expected(self, shape: str, estimated_bytes: int) -> int:
-        """The estimate, corrected; never less than a job of this shape took."""
+    def expected(self, shape: str, estimated_bytes: int, limit_bytes: int) -> int:
+        """The estimate, corrected; never less than the last jobs of this shape took.
+
+        What was learned asks for no more than a device has: the job may run there yet.
+        """
         corrected = estimated_bytes * max(self.ratios) if self.ratios else 0.0
-        known = max(self.shapes.get(shape, 0), corrected)
-        return round(known * (1 + MARGIN)) if known else estimated_bytes
+        known = max(*self.shapes.get(shape, ()), 0, corrected)
+        return min(round(known * (1 + MARGIN)), max(limit_bytes, estimated_bytes)) if known else estimated_bytes
 
 
 class JobNeeds:
@@ -55,8 +62,8 @@ class JobNeeds:
         self._store = store
         self._table: Table[Seen] = Table(store, "job_needs/", Seen)
 
-    async def expected(self, job: Job, model: Dimensions | None, digest: str, *, kind: str) -> int:
-        """Bytes of a device of that kind: the operator's word, or what is estimated and was learned.
+    async def expected(self, job: Job, model: Dimensions | None, digest: str, *, kind: str, limit_bytes: int) -> int:
+        """Bytes of a device of that kind, which has `limit_bytes`: the operator's word, or estimated and learned.
 
         `model` is what a training starts from, and `digest` its name; both empty for other jobs.
         """
@@ -64,7 +71,7 @@ class JobNeeds:
             return job.spec.memory_bytes
         found = await self._table.find(_key(job, digest, kind))
         seen = Seen() if found is None else found[0]
-        return seen.expected(_shape(job, model), _estimated(job, model, kind))
+        return seen.expected(_shape(job, model), _estimated(job, model, kind), limit_bytes)
 
     async def learn(self, job: Job, model: Dimensions | None, digest: str, *, kind: str, peak_bytes: int) -> None:
         """A job took so much. One that came no step far taught that only if it was more than it was given."""

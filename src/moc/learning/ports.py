@@ -50,7 +50,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The process that looks after a program; both its numbers name it beyond doubt."""
+    """The process that looks after a program; both its numbers name it, whatever the wall clock is set to."""
 
     pid: int
     process_started_at: float
@@ -98,7 +98,7 @@ class Programs(Protocol):
     async def look(self, folder: Path, process: Started) -> Ending | None:
         """How it ended, None while it runs. What it left behind is killed before it counts as ended.
 
-        One that is gone, or never was, has ended.
+        One that is gone, or never was, has ended. Unavailable when what it left does not die.
         """
         ...
 
@@ -123,11 +123,10 @@ class Programs(Protocol):
         ...
 
     async def kill(self, folder: Path, process: Started) -> None:
-        """SIGKILL it and all it started; returns when they are dead. No error when they are already."""
-        ...
+        """SIGKILL it and all it started; returns when they are dead. No error when they are already.
 
-    def pids(self, process: Started) -> frozenset[int]:
-        """Its process tree now; empty when it is gone."""
+        Unavailable when they do not die, as those that wait for a broken disk.
+        """
         ...
 
     def memory_bytes(self, process: Started) -> int:

@@ -2,19 +2,19 @@
 
 import asyncio
 import shutil
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import structlog
 
-from moc.kernel.errors import NotLeader
+from moc.kernel.errors import NoCapacity, NotLeader
 from moc.kernel.tasks import Tasks, to_the_end
 from moc.learning.conclusion import conclude, failure_of
-from moc.learning.job import Attempt, Job, JobState, Reason, Wish
+from moc.learning.job import COORDINATING, Attempt, Job, JobState, Reason, Wish
 from moc.learning.ports import Ending, Holding, Order, Prepared, Started
-from moc.learning.watch import NOBODY, Means, Watch, attempt_folder, closed, insist, report
+from moc.learning.watch import NOBODY, RETRY_S, Means, Watch, attempt_folder, closed, insist, report
 
 log = structlog.get_logger(__name__)
 
@@ -27,15 +27,18 @@ VALIDATIONS_MAX = 2
 class Runner:
     """What is done for jobs now: at most one thing for each.
 
-    `on_idle(job_id, error)` is called when nothing is done for a job any more; `error` is there if that was no plan.
+    `seekers` are the jobs that wait for memory. `on_idle(job_id, error)` is called when nothing is done for a job any
+    more; `error` is there if that was no plan.
     """
 
     def __init__(self, means: Means, *, on_idle: Callable[[str, BaseException | None], None]) -> None:
         self._means = means
         self._on_idle = on_idle
         self._seeking: dict[str, asyncio.Task[None]] = {}
+        self.seekers: set[str] = set()
         self._watches: dict[str, Watch] = {}
         self._validations = asyncio.Semaphore(VALIDATIONS_MAX)
+        self._placing = asyncio.Lock()
         self._tasks = Tasks(lambda error: log.error("a job's task failed", exc_info=error))
 
     @property
@@ -99,6 +102,7 @@ class Runner:
 
     def _sought(self, job_id: str, task: "asyncio.Task[None]") -> None:
         self._seeking.pop(job_id, None)
+        self.seekers.discard(job_id)
         if job_id not in self._watches:
             self._on_idle(job_id, None if task.cancelled() else task.exception())
 
@@ -108,6 +112,7 @@ class Runner:
 
     def _watched(self, job_id: str, task: "asyncio.Task[None]") -> None:
         self._watches.pop(job_id, None)
+        self._means.disk.end(self._means.folder / job_id)
         self._on_idle(job_id, None if task.cancelled() else task.exception())
 
     # what is done
@@ -117,8 +122,8 @@ class Runner:
         async with self._validations:
             job = means.book.get(job_id)
             folder = means.folder / job_id
-            await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
             try:
+                await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
                 await insist(lambda: means.kinds[job.spec.type].prepare(job, folder))
             except NotLeader:
                 raise
@@ -136,12 +141,17 @@ class Runner:
     async def _start(self, job_id: str) -> None:
         means, job = self._means, self._means.book.get(job_id)
         remark = partial(means.book.remark, job_id)
-        remark("what it needs to be made ready")
+
+        def wait(needed: str) -> None:
+            self.seekers.add(job_id)
+            remark(needed)
+
         try:
-            await asyncio.to_thread(means.disk.check)
+            await self._wait_for_disk(remark)
+            remark("what it needs to be made ready")
             prepared = await insist(lambda: means.kinds[job.spec.type].prepare(job, means.folder / job_id))
             size = await insist(lambda: means.memory.need(job, prepared.base))
-            holding = await insist(lambda: means.memory.acquire(job, size, on_wait=remark))
+            holding = await insist(lambda: means.memory.acquire(job, size, on_wait=wait))
         except NotLeader:
             raise
         except Exception as error:
@@ -149,13 +159,20 @@ class Runner:
             return
         await to_the_end(self._launch(job_id, prepared, holding))
 
+    async def _wait_for_disk(self, remark: Callable[[str], None]) -> None:
+        while True:
+            try:
+                return await asyncio.to_thread(self._means.disk.check)
+            except NoCapacity as error:
+                remark(error.message)
+                await asyncio.sleep(RETRY_S)
+
     async def _launch(self, job_id: str, prepared: Prepared, holding: Holding) -> None:
         """Start the program. The attempt is written down before there is one: whoever comes next looks for it."""
         means = self._means
         try:
-            job = await means.book.change(
-                job_id, partial(_begun, host=means.host, holding=holding, now=means.clock.wall())
-            )
+            async with self._placing:
+                job = await means.book.change(job_id, partial(self._begun, holding))
         except BaseException:
             await means.memory.release(holding)
             raise
@@ -170,10 +187,19 @@ class Runner:
             failure = error
         self._look_after(job_id, Watch(means, job, process, holding, prepared=prepared, failure=failure))
 
+    def _begun(self, holding: Holding, job: Job) -> Job | None:
+        """The job with an attempt, if it is still to run and there is a place for it."""
+        means = self._means
+        placed = job.spec.type in COORDINATING or places_taken(means.book.all()) < means.limits.places
+        if not (placed and may_run(job)):
+            return None
+        return _begun(job, host=means.host, holding=holding, now=means.clock.wall())
+
     async def _spawn(self, job: Job, attempt: Attempt, prepared: Prepared, holding: Holding) -> Started:
         means, job_folder = self._means, self._means.folder / job.id
         folder = attempt_folder(job_folder, attempt.number)
         await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(means.disk.begin, job_folder)
         old = attempt_folder(job_folder, attempt.number - ATTEMPTS_KEPT)
         await asyncio.to_thread(shutil.rmtree, old, ignore_errors=True)
         environment = dict(prepared.environment)
@@ -202,13 +228,16 @@ class Runner:
         if process == NOBODY:
             folder = attempt_folder(self._means.folder / job.id, attempt.number)
             process = await self._means.programs.find(folder) or NOBODY
-        holding = Holding(
-            lease_id=attempt.lease_id, token=attempt.lease_token, device=attempt.device, bytes=attempt.bytes
-        )
-        self._look_after(job.id, Watch(self._means, job, process, holding))
+        await asyncio.to_thread(self._means.disk.begin, self._means.folder / job.id)
+        self._look_after(job.id, Watch(self._means, job, process, _held(attempt)))
 
     async def _requeue(self, job_id: str) -> None:
-        means = self._means
+        """Give back what it had, and make sure of its end: this host may have been called otherwise then."""
+        means, attempt = self._means, self._means.book.get(job_id).attempts[-1]
+        job, folder = means.book.get(job_id), attempt_folder(means.folder / job_id, attempt.number)
+        await insist(lambda: means.programs.kill(folder, Started(attempt.pid, attempt.process_started_at)))
+        await insist(lambda: means.memory.release(_held(attempt)))
+        await insist(lambda: means.visitors.dismiss(job))
 
         def give_up(job: Job) -> Job:
             lost = conclude(job, Ending(None), asked=None, attempts_max=means.limits.attempts)
@@ -242,9 +271,16 @@ def may_run(job: Job) -> bool:
     return waits and job.wish is Wish.NONE
 
 
-def _begun(job: Job, *, host: str, holding: Holding, now: float) -> Job | None:
-    if not may_run(job):
-        return None
+def places_taken(jobs: Iterable[Job]) -> int:
+    """How many of the places that may run at once they take."""
+    return sum(job.attempt is not None and job.spec.type not in COORDINATING for job in jobs)
+
+
+def _held(attempt: Attempt) -> Holding:
+    return Holding(lease_id=attempt.lease_id, token=attempt.lease_token, device=attempt.device, bytes=attempt.bytes)
+
+
+def _begun(job: Job, *, host: str, holding: Holding, now: float) -> Job:
     attempt = Attempt(
         number=job.attempt_count + 1,
         host=host,

@@ -1,7 +1,6 @@
 """What an answer is worth, and what the answers to a task come to."""
 
 import math
-import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,8 @@ from moc.learning.suite import Answering, Choice, Contains, ExactMatch, JsonSche
 ACCURACY: Final = "accuracy"
 PERPLEXITY: Final = "perplexity"
 LATENCY: Final = "p95_ms"
+PATTERN_TIMEOUT_S: Final = 1.0
+"""How long a pattern is looked for in an answer: some try every way there is."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,8 +89,7 @@ def right(task: Answering, item: Any, got: str) -> bool:
             found = [normalised(one, task.ignore) in whole for one in item.right]
             return all(found) if task.all else any(found)
         case Regex(), Question():
-            find = re.fullmatch if task.whole else re.search
-            return any(find(pattern, got) for pattern in item.right)
+            return any(_matches(pattern, got, whole=task.whole) for pattern in item.right)
         case JsonSchema(), _:
             return _is_valid(task.schema, got)
     raise AssertionError(f"{type(task).__name__} has no such items")
@@ -173,6 +173,28 @@ def _details(metric: str, records: Sequence[Record]) -> dict[str, float]:
         "first_token_p95_ms": quantile(first, 0.95) if first else 0.0,
         "tokens_per_s": tokens / max(1e-9, sum(took) / 1000),
     }
+
+
+def _matches(pattern: str, got: str, *, whole: bool) -> bool:
+    import regex  # an extra, and only this task needs it: it can be told to give up
+
+    find = regex.fullmatch if whole else regex.search
+    try:
+        return find(pattern, got, timeout=PATTERN_TIMEOUT_S, concurrent=True) is not None
+    except TimeoutError:
+        raise InvalidRequest(f"the pattern {pattern[:100]!r} took over {PATTERN_TIMEOUT_S:g} s") from None
+    except regex.error as error:
+        raise InvalidRequest(f"{pattern[:100]!r} is no pattern: {error}") from None
+
+
+def check_schema(schema: Mapping[str, Any]) -> None:
+    """InvalidRequest unless it is a JSON schema."""
+    import jsonschema
+
+    try:
+        jsonschema.validators.validator_for(schema).check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise InvalidRequest(f"the schema is none: {' '.join(str(error).split())[:200]}") from None
 
 
 def _is_valid(schema: Mapping[str, Any], got: str) -> bool:

@@ -22,6 +22,7 @@ HARNESS_KEYS: Final = frozenset(
 )
 """What a task of the harness may say: nothing that would run code of its own, and no data but the task's file."""
 
+HARNESS_OUTPUTS: Final = ("generate_until", "loglikelihood", "loglikelihood_rolling", "multiple_choice")
 HARNESS_METRIC_KEYS: Final = frozenset(
     {"metric", "aggregation", "higher_is_better", "ignore_case", "ignore_punctuation", "ignore_numbers"}
     | {"regexes_to_ignore", "multi_target"}
@@ -317,6 +318,9 @@ def _check_task(task: Task, place: str) -> None:
 
 def _check_harness(task: Harness, place: str) -> None:
     _check_keys(task.config, HARNESS_KEYS, place)
+    output = task.config.get("output_type", HARNESS_OUTPUTS[0])
+    if output not in HARNESS_OUTPUTS:
+        raise _wrong(f"{output!r} is none of {', '.join(HARNESS_OUTPUTS)}", f"{place}.output_type")
     metrics = task.config.get("metric_list", [])
     if not isinstance(metrics, list) or not all(isinstance(entry, dict) for entry in metrics):
         raise _wrong("is a list of mappings such as {metric: acc}", f"{place}.metric_list")

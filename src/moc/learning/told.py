@@ -15,13 +15,27 @@ CHECKPOINTS_MAX = 100
 LINE_MAX_BYTES = 1024**2
 MESSAGE_MAX = 2_000
 METRICS_MAX = 100
+EVENTS_PER_S = 30.0
+EVENTS_BURST = 300
+"""How many events a program's lines make: so many at once, and over time no more than so many a second."""
+
 LEVELS = ("info", "warn", "error")
 
 _STEP_MAX = 2**53
 
 
-def take_up(job: Job, lines: Iterable[Mapping[str, Any]], *, now: float, exists: Callable[[str], bool]) -> Told:
-    """The job once all `lines` are taken up, its attempt's too; `exists` tells whether there is such a checkpoint."""
+def take_up(
+    job: Job,
+    lines: Iterable[Mapping[str, Any]],
+    *,
+    now: float,
+    exists: Callable[[str], bool],
+    events_max: int = EVENTS_BURST,
+) -> Told:
+    """The job once all `lines` are taken up, its attempt's too; `exists` tells whether there is such a checkpoint.
+
+    Of what they tell, at most `events_max` become events, and a warning once for an attempt if there were more.
+    """
     tales: list[Tale] = []
     for line in lines:
         read = _READERS.get(str(line.get("type")))
@@ -32,7 +46,24 @@ def take_up(job: Job, lines: Iterable[Mapping[str, Any]], *, now: float, exists:
         if tale is not None:
             tales.append(tale)
     kept = tuple(each for each in job.checkpoints if exists(each.name))[-CHECKPOINTS_MAX:]
-    return Told(replace(job, checkpoints=kept), tuple(tales))
+    job, heard = replace(job, checkpoints=kept), _most_telling(tales, events_max)
+    if len(heard) == len(tales):
+        return Told(job, tuple(tales))
+    if job.attempts and not job.attempts[-1].left_out:
+        heard.append(Tale(message="its program tells more than can be kept: some of it is left out", level="warn"))
+    missing = len(tales) - len(heard)
+    return Told(_with_attempt(job, lambda attempt: replace(attempt, left_out=attempt.left_out + missing)), tuple(heard))
+
+
+def _most_telling(tales: list[Tale], most: int) -> list[Tale]:
+    """The most important ones, in their order: checkpoints and errors, messages, metrics; of those the last."""
+
+    def importance(place: int) -> tuple[bool, bool, int]:
+        tale = tales[place]
+        return "checkpoint" in tale.data or tale.level == "error", tale.type != METRICS, place
+
+    chosen = sorted(range(len(tales)), key=importance, reverse=True)[:most]
+    return [tales[place] for place in sorted(chosen)]
 
 
 def finite(value: Any) -> dict[str, float]:

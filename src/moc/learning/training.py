@@ -11,7 +11,7 @@ from typing import Any
 from moc.kernel.errors import InvalidRequest, Unimplemented
 from moc.learning import dataset
 from moc.learning.files import Files
-from moc.learning.hyperparameters import complete, resolved
+from moc.learning.hyperparameters import check_effects, complete, resolved
 from moc.learning.job import Job, JobSpec, JobType, Outcome
 from moc.learning.ports import Base, Prepared, Registry, Trained
 from moc.learning.rows import Format
@@ -56,6 +56,7 @@ class Training:
         for file_id in filter(None, (spec.training_file, spec.validation_file)):
             self._files.path(file_id)
         hyperparameters = complete(self._type, spec.hyperparameters)
+        check_effects(hyperparameters, has_validation_file=bool(spec.validation_file))
         result = "merged" if hyperparameters["method"] == "full" else spec.result
         model = self._registry.pin(spec.model)
         return replace(spec, model=model, hyperparameters=hyperparameters, result=result)

@@ -13,7 +13,7 @@ from moc.kernel.errors import Forbidden, InvalidRequest, Unimplemented
 from moc.kernel.units import Bytes
 from moc.learning.job import TRAINING, Job, JobSpec, JobType, Outcome
 from moc.learning.ports import Kind, Prepared
-from moc.learning.space import corners, read_space
+from moc.learning.space import Space, corners, read_space
 
 TRIABLE = TRAINING | {JobType.SCRIPT}
 TRIALS_MAX = 500
@@ -26,6 +26,16 @@ TRIAL = "trial"
 
 SEED_MAX = 2**32 - 1
 METRIC_MAX = 200
+VALIDATED = frozenset({"valid_loss", "full_valid_loss", "valid_mean_token_accuracy"})
+"""What trainings tell of rows they do not learn from."""
+
+TOLD = {
+    JobType.SUPERVISED: VALIDATED | {"train_loss", "train_mean_token_accuracy"},
+    JobType.DPO: VALIDATED
+    | {"train_loss", "train_mean_token_accuracy"}
+    | {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"},
+}
+"""By what trainings can be ranked; a script tells what it likes."""
 
 _INHERITED = ("model", "training_file", "validation_file", "seed", "priority", "devices", "memory_bytes", "result")
 _OWN = ("name", "parent")
@@ -63,7 +73,9 @@ class Tuning:
         if spec.name and base.type not in TRAINING:
             raise InvalidRequest(f"a search over jobs of the type {base.type} ends in no model; leave its `name` out")
         checked = base
-        for point in corners(read_space(options["space"])):
+        space = read_space(options["space"])
+        _check_metric(options["metric"], base, space)
+        for point in corners(space):
             trial = replace(base, name=spec.name, hyperparameters={**base.hyperparameters, **point})
             checked = await self._kinds[base.type].check(trial)
         base = replace(base, model=checked.model, options=checked.options)
@@ -132,6 +144,23 @@ def _base(spec: JobSpec) -> JobSpec:
         raise InvalidRequest(f"trials are of the type {', '.join(sorted(TRIABLE))}, not {job.type}")
     replace(job, metadata={**job.metadata, TRIAL: ""}).check()
     return replace(job, hyperparameters={**spec.hyperparameters, **job.hyperparameters})
+
+
+def _check_metric(metric: str, base: JobSpec, space: Space) -> None:
+    """InvalidRequest when no trial would tell it."""
+    told = TOLD.get(base.type)
+    if told is None:
+        return
+    if metric not in told:
+        raise InvalidRequest(
+            f"trainings of the type {base.type} tell no {metric!r}; {_hint(metric, tuple(sorted(told)))}"
+        )
+    splits = "validation_split" in space or base.hyperparameters.get("validation_split")
+    if metric in VALIDATED and not (base.validation_file or splits):
+        raise InvalidRequest(
+            f"{metric} is measured on rows for validation, and there are none: give a file (`--validation`), "
+            "or the hyperparameter `validation_split`"
+        )
 
 
 def _body(base: JobSpec) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from moc.learning.ports import (
 )
 from moc.learning.rescuer import HEARTBEAT_S
 from moc.learning.starvation import kills
-from moc.learning.told import take_up
+from moc.learning.told import EVENTS_BURST, EVENTS_PER_S, take_up
 
 R = TypeVar("R")
 
@@ -51,12 +51,16 @@ _HOST = "host"
 
 @dataclass(slots=True, kw_only=True)
 class Limits:
-    """What is allowed: jobs at once, attempts without a step forward, seconds to end when asked, jobs that live."""
+    """What is allowed: jobs at once, attempts without a step forward, seconds to end when asked.
+
+    `live` jobs may wait or run, and `kept` that have ended are kept, with their folders.
+    """
 
     places: int
     attempts: int
     grace_s: float
     live: int = 1_000
+    kept: int = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +124,8 @@ class Watch:
         self._looks = 0
         self._peak_bytes = 0
         self._kills = kills()
+        self._events_left = float(EVENTS_BURST)
+        self._told_at = means.clock.monotonic()
 
     async def run(self) -> None:
         """Until the attempt is over, and the job ended or ready for another. Cancelled it leaves the program alone."""
@@ -155,9 +161,9 @@ class Watch:
                 ending = await programs.look(self._folder, self.process)
                 more = await self._take_up()
                 if ending is not None:
-                    if not more:
-                        return replace(ending, starved=kills() > self._kills)
-                    continue
+                    while more:
+                        more = await self._take_up()
+                    return replace(ending, starved=kills() > self._kills)
                 await self._tend()
             except (StoreUnavailable, Unavailable) as error:
                 log.warning("a job is looked after again in a moment", job=self._id, error=error.message)
@@ -178,6 +184,8 @@ class Watch:
         told = news.read_bytes != attempt.read_bytes
         if not (told or beats or attempt.pid != self.process.pid):
             return False
+        self._events_left = min(EVENTS_BURST, self._events_left + EVENTS_PER_S * (now - self._told_at))
+        self._told_at, events_max = now, max(1, int(self._events_left))
         wall, checkpoints = self._means.clock.wall(), self._job_folder / CHECKPOINTS
 
         def change(job: Job) -> Told:
@@ -189,9 +197,13 @@ class Watch:
                 read_bytes=news.read_bytes,
             )
             job = replace(job, attempts=(*job.attempts[:-1], seen))
-            return take_up(job, news.lines, now=wall, exists=lambda name: _is_there(checkpoints, name))
+            return take_up(
+                job, news.lines, now=wall, exists=lambda name: _is_there(checkpoints, name), events_max=events_max
+            )
 
-        await self._means.book.change(self._id, change)
+        before = self._means.book.get(self._id).event_count
+        after = await self._means.book.change(self._id, change)
+        self._events_left = max(0.0, self._events_left - (after.event_count - before))
         self._beat_at = now
         return told
 
@@ -213,7 +225,7 @@ class Watch:
         else:
             size = self._means.book.get(self._id).progress.memory_bytes
         self._peak_bytes = max(self._peak_bytes, size)
-        if not await asyncio.to_thread(self._means.disk.room):
+        if await asyncio.to_thread(self._means.disk.culprit) == self._job_folder:
             await self.ask_to_end(Reason.DISK_FULL)
 
     async def _keep_memory(self) -> None:
@@ -271,7 +283,7 @@ class Watch:
     async def _learn(self, job: Job, conclusion: Conclusion) -> None:
         """Let the next estimate be better by what was seen of this one."""
         peak_bytes = self._peak_bytes
-        if conclusion.reason is Reason.OUT_OF_MEMORY:
+        if conclusion.outgrown:
             peak_bytes = max(peak_bytes, int(self._holding.bytes * OUT_OF_MEMORY_FACTOR))
         if peak_bytes:
             base = None if self._prepared is None else self._prepared.base

@@ -32,7 +32,7 @@ class Launch:
 class Worker:
     """A process that holds one model; the record that lets the next coordinator adopt it.
 
-    `process_started_at` (with `pid`) names the process beyond doubt, as psutil's create_time gives it;
+    `process_started_at` (with `pid`) names the process beyond doubt, in seconds since the system began;
     `folder` is its private folder (0700) with `socket` in it; `term` is that of the host seat it was last
     claimed with; `adopted` is true when a later coordinator than the one that started it holds it;
     `info` is what its engine said when it was ready; it was charged `bytes` on each of `devices`.

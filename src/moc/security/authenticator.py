@@ -79,6 +79,8 @@ class Authenticator:
     def _open(self, held: HeldKey, now: float, address: str) -> Identity:
         if now >= held.until:
             self._fail(address, f"key {held.key.id} is {held.key.state(now)}; ask for another")
+        if not self._keys.is_open(held, now):
+            self._fail(address, f"key {held.key.id} ended with the key {held.key.on_behalf_of} that it was made for")
         held.used_at = now
         return held.identity
 

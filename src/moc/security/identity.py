@@ -18,7 +18,8 @@ class Identity:
     """Who makes a request.
 
     `models` are globs of the models it may have to do with, empty = everything its role allows; where it waits
-    with others its share of the service is as `weight` to theirs; `quota` counts what its key asks.
+    with others its share of the service is as `weight` to theirs; `quota` counts what its key asks. The program of a
+    job asks `on_behalf_of` the key that submitted it.
     """
 
     key_id: str
@@ -27,6 +28,7 @@ class Identity:
     models: tuple[str, ...] = ()
     quota: Quota = field(default=UNLIMITED, compare=False, repr=False)
     weight: float = 1.0
+    on_behalf_of: str = ""
 
 
 ANYONE = Identity("anonymous", "anonymous", Role.ADMIN)

@@ -45,7 +45,7 @@ class KeyTerms:
 
     `models` are globs, empty = all; it ends `expires_in_s` after it was made, None = never; of a model that others
     wait for too it gets a share as its `weight` is to theirs; `curve_public` is the public key, in Z85, with which a
-    ZeroMQ client proves itself instead.
+    ZeroMQ client proves itself instead; `on_behalf_of` is the id of a key without which it opens nothing.
     """
 
     name: str = ""
@@ -56,6 +56,7 @@ class KeyTerms:
     max_concurrency: int | None = None
     weight: float = 1.0
     curve_public: str = ""
+    on_behalf_of: str = ""
 
     def check(self) -> None:
         """InvalidRequest with the first thing that is wrong."""
@@ -93,6 +94,7 @@ class ApiKey:
     max_concurrency: int | None = None
     weight: float = 1.0
     curve_public: str = ""
+    on_behalf_of: str = ""
     expires_at: float | None = None
     rotated_at: float | None = None
     former_sha256: str = ""
@@ -134,6 +136,7 @@ def new_key(terms: KeyTerms, *, now: float, actor: str) -> tuple[str, ApiKey]:
         max_concurrency=terms.max_concurrency,
         weight=terms.weight,
         curve_public=terms.curve_public,
+        on_behalf_of=terms.on_behalf_of,
         expires_at=None if terms.expires_in_s is None else now + terms.expires_in_s,
     )
     return token, key

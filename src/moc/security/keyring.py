@@ -49,7 +49,7 @@ class HeldKey:
         self.key = key
         self.revision = revision
         self.used_at = 0.0
-        self.identity = Identity(key.id, key.name, key.role, key.models, quota, key.weight)
+        self.identity = Identity(key.id, key.name, key.role, key.models, quota, key.weight, key.on_behalf_of)
         self.until = -math.inf if key.revoked_at is not None else math.inf if key.expires_at is None else key.expires_at
         self._digest = bytes.fromhex(key.sha256)
         self._former = bytes.fromhex(key.former_sha256)
@@ -131,6 +131,11 @@ class KeyRing:
         """The key that a CURVE public key is bound to."""
         return self._curve.get(public)
 
+    def is_open(self, held: HeldKey, now: float) -> bool:
+        """Whether it has not ended, nor has the key on whose behalf it was made."""
+        giver = self._held.get(held.key.on_behalf_of)
+        return now < held.until and (not held.key.on_behalf_of or (giver is not None and now < giver.until))
+
     def all(self) -> list[ApiKey]:
         """Every key, by id."""
         return [self._held[key_id].key for key_id in sorted(self._held)]
@@ -205,7 +210,7 @@ class KeyRing:
         """Write down when keys were last used, where that is news, and end what those do that expired."""
         now = self._clock.wall()
         for held in self._held.values():
-            if now >= held.until:
+            if not self.is_open(held, now):
                 held.identity.quota.end()
         news = {
             held.key.id: held.used_at
@@ -241,9 +246,9 @@ class KeyRing:
         else:
             held = HeldKey(key, revision, before.identity.quota)
             held.used_at = before.used_at
-        if key.revoked_at is not None:
-            held.identity.quota.end()
         self._held[key.id] = held
+        if key.revoked_at is not None:
+            self._end(held)
         if key.curve_public and key.state(self._clock.wall()) is KeyState.ACTIVE:
             self._curve[key.curve_public] = held
         elif before is not None and self._curve.get(key.curve_public) is before:
@@ -254,9 +259,16 @@ class KeyRing:
         self._flushed.pop(key_id, None)
         if held is None:
             return
-        held.identity.quota.end()
+        self._end(held)
         if self._curve.get(held.key.curve_public) is held:
             del self._curve[held.key.curve_public]
+
+    def _end(self, held: HeldKey) -> None:
+        """End what is done with a key, and with those made on its behalf."""
+        held.identity.quota.end()
+        for other in self._held.values():
+            if other.key.on_behalf_of == held.key.id:
+                other.identity.quota.end()
 
     async def _follow(self, changes: AsyncIterator[Change]) -> None:
         """Take in what any process changes; a store that fails is asked again until it answers."""

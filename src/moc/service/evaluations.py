@@ -1,7 +1,7 @@
 """What a caller may ask about evaluations: jobs that measured a model, their items, and two of them side by side."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -53,7 +53,8 @@ class TaskView:
 class EvaluationView:
     """An evaluation, by the id of its job. `score` is the mean of its accuracies, null without any or until the end.
 
-    Two of one `suite_digest` measured the same. `done` of `total` items were asked so far.
+    Two of one `suite_digest` measured the same. `done` of `total` items were asked so far. `digests` are of the
+    versions that answered: more than one were measured together, as `warnings` say.
     """
 
     id: str
@@ -66,6 +67,8 @@ class EvaluationView:
     total: int
     score: float | None
     tasks: dict[str, TaskView]
+    digests: list[str]
+    warnings: list[str]
     created_at: str
     created_by_name: str
     finished_at: str | None
@@ -111,6 +114,16 @@ class ComparisonView:
     only_b: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """How the evaluation `b` differs from `a`, by task; `warnings` say why that may be no difference of two models."""
+
+    a: str
+    b: str
+    tasks: dict[str, ComparisonView]
+    warnings: list[str]
+
+
 class EvaluationsService:
     """Evaluations; every method authorises first. A key that is for some models sees those of these alone."""
 
@@ -152,6 +165,9 @@ class EvaluationsService:
         """Its items in the order they were asked in, those of a `task` or those not right alone if so wanted."""
         visible(identity, Operation.READ_JOBS)
         job = self._pick(identity, job_id)
+        names = [each["name"] for each in job.spec.options["suite"]["tasks"]]
+        if task and task not in names:
+            raise NotFound(f"{job_id} has no task {task[:100]!r}; there are {', '.join(names)}")
         records = [
             record
             for record in await asyncio.to_thread(_records, self._jobs.folder(job.id) / ITEMS_FILE)
@@ -160,8 +176,8 @@ class EvaluationsService:
         views = [_item(record) for record in islice(records, after, after + limit)]
         return Page(views, str(after + limit) if len(records) > after + limit else None)
 
-    async def compare(self, identity: Identity, first_id: str, second_id: str) -> Mapping[str, ComparisonView]:
-        """How the second differs from the first, by task; Conflict unless both are done and of the same suite."""
+    async def compare(self, identity: Identity, first_id: str, second_id: str) -> Comparison:
+        """How the second differs from the first; Conflict unless both are done and of the same suite."""
         visible(identity, Operation.READ_JOBS)
         first, second = self._pick(identity, first_id), self._pick(identity, second_id)
         for job in (first, second):
@@ -174,7 +190,8 @@ class EvaluationsService:
                 "or other items); compare two runs of the same one"
             )
         paths = [self._jobs.folder(job.id) / ITEMS_FILE for job in (first, second)]
-        return await asyncio.to_thread(_compared, one, other, *paths)
+        tasks = await asyncio.to_thread(_compared, one, other, *paths)
+        return Comparison(a=one.id, b=other.id, tasks=tasks, warnings=[*one.warnings, *other.warnings])
 
     def _pick(self, identity: Identity, job_id: str) -> Job:
         try:
@@ -191,6 +208,7 @@ class EvaluationsService:
 def _view(job: Job) -> EvaluationView:
     outcome, progress = job.outcome, job.progress
     data = outcome.data if outcome is not None else {}
+    digests = data.get("digests", [])
     return EvaluationView(
         id=job.id,
         model=job.spec.model,
@@ -202,6 +220,8 @@ def _view(job: Job) -> EvaluationView:
         total=progress.total_steps,
         score=None if outcome is None else outcome.metrics.get("score"),
         tasks={name: msgspec.convert(task, TaskView) for name, task in data.get("tasks", {}).items()},
+        digests=digests,
+        warnings=[f"{len(digests)} versions answered {job.id}, as {job.spec.model}"] if len(digests) > 1 else [],
         created_at=rfc3339(job.created_at),
         created_by_name=job.created_by_name,
         finished_at=rfc3339(job.finished_at) if job.finished_at else None,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from moc.kernel.errors import Conflict, Forbidden
+from moc.kernel.errors import Conflict, Forbidden, NotFound
 from moc.learning.files import File, Files, Incoming, Purpose
-from moc.learning.job import ENDED, Job
+from moc.learning.job import ENDED, JobSpec
 from moc.learning.jobs import Jobs
 from moc.security.identity import Identity
 from moc.security.policy import Operation
@@ -60,6 +60,8 @@ class FilesService:
         found = [file for file in self._files.all() if _is_theirs(identity, file) and wanted in (None, file.purpose)]
         found.sort(key=lambda file: file.id, reverse=newest_first)
         if after is not None:
+            if all(file.id != after for file in found):
+                raise NotFound(f"`after` names no file: {after[:80]!r}", details={"param": "after"})
             found = [file for file in found if (file.id < after if newest_first else file.id > after)]
         return Page([_view(file) for file in found[:limit]], found[limit - 1].id if len(found) > limit else None)
 
@@ -86,7 +88,9 @@ class FilesService:
     async def remove(self, identity: Identity, file_id: str) -> None:
         """Delete a file; Conflict while a job that is not over has it."""
         file = self._theirs(identity, Operation.CHANGE_JOBS, file_id)
-        used = next((job for job in self._jobs.all() if job.state not in ENDED and _uses(job, file.id)), None)
+        used = next(
+            (job for job in self._jobs.all() if job.state not in ENDED and file.id.encode() in _named(job.spec)), None
+        )
         if used is not None:
             raise Conflict(f"the job {used.id} is not over and has the file {file.id}; wait for it, or cancel it")
         await self._files.remove(file.id, actor=identity.key_id)
@@ -94,20 +98,30 @@ class FilesService:
     def _theirs(self, identity: Identity, operation: Operation, file_id: str) -> File:
         visible(identity, operation)
         if identity.models and not any(file.id == file_id and _is_theirs(identity, file) for file in self._files.all()):
-            raise Forbidden(
-                f"key {identity.name!r} is for the models {', '.join(identity.models)} and the files it added itself"
-            )
+            raise _forbidden(identity)
         return self._files.show(file_id)
 
 
+def check_files(identity: Identity, files: Files, spec: JobSpec) -> None:
+    """Forbidden when a job would read a file that its submitter may not."""
+    named = _named(spec)
+    for file in files.all():
+        if file.id.encode() in named and not _is_theirs(identity, file):
+            raise _forbidden(identity)
+
+
 def _is_theirs(identity: Identity, file: File) -> bool:
-    return not identity.models or file.created_by == identity.key_id
+    return not identity.models or file.created_by == (identity.on_behalf_of or identity.key_id)
 
 
-def _uses(job: Job, file_id: str) -> bool:
-    spec = job.spec
-    return file_id in (spec.training_file, spec.validation_file) or file_id.encode() in msgspec.json.encode(
-        spec.options
+def _named(spec: JobSpec) -> bytes:
+    """Wherever a job may name files."""
+    return msgspec.json.encode((spec.training_file, spec.validation_file, spec.options))
+
+
+def _forbidden(identity: Identity) -> Forbidden:
+    return Forbidden(
+        f"key {identity.name!r} is for the models {', '.join(identity.models)} and the files it added itself"
     )
 
 

@@ -67,7 +67,10 @@ class JobMemory:
     async def need(self, job: Job, base: Base | None) -> int:
         """See `learning.ports.Memory`."""
         model, digest = await self._base(job, base)
-        return await self._needs.expected(job, model, digest, kind=self._kind(self._wanted(job)))
+        wanted = self._wanted(job)
+        accounts = self._broker.accounts().values()
+        limit_bytes = max((each.limit_bytes for each in accounts if wanted in (each.kind, each.device)), default=0)
+        return await self._needs.expected(job, model, digest, kind=self._kind(wanted), limit_bytes=limit_bytes)
 
     async def learn(self, job: Job, base: Base | None, *, device: str, peak_bytes: int) -> None:
         """See `learning.ports.Memory`."""

@@ -1,7 +1,8 @@
 """What a caller may ask about jobs."""
 
+import re
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, Literal
@@ -10,11 +11,13 @@ import msgspec
 
 from moc.kernel.errors import InvalidRequest, NotFound, TooLarge
 from moc.kernel.units import Bytes
+from moc.learning.files import Files
 from moc.learning.hyperparameters import from_openai
 from moc.learning.job import TRAINING, Job, JobSpec, JobState, JobType, Reason
 from moc.learning.jobs import Jobs
 from moc.security.identity import Identity
 from moc.security.policy import Operation
+from moc.service.files import check_files
 from moc.service.guard import Journal, audited, check, visible
 from moc.service.job_views import (
     CheckpointView,
@@ -28,6 +31,7 @@ from moc.service.views import Page
 
 SPEC_MAX_BYTES: Final = 2**18
 TEXT_MAX: Final = 200
+_SUFFIX: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _OTHER_NAMES: Final = {"sft": JobType.SUPERVISED}
 
 
@@ -87,9 +91,10 @@ class JobFilter:
 class JobsService:
     """Jobs; every method authorises first. A key that is for some models may only touch jobs that are about them."""
 
-    def __init__(self, *, jobs: Jobs, journal: Journal) -> None:
+    def __init__(self, *, jobs: Jobs, files: Files, journal: Journal) -> None:
         self.journal = journal
         self._jobs = jobs
+        self._files = files
 
     def count(self) -> dict[str, int]:
         """How many jobs there are in each state."""
@@ -103,9 +108,12 @@ class JobsService:
 
     async def trainings(self, identity: Identity, *, wanted: JobFilter, after: str | None, limit: int) -> Page[JobView]:
         """Those that fine-tune and belong to no other, newest first; `after` is the last id of the page before."""
+        seen = self._visible(identity)
+        if after is not None and all(job.id != after for job in seen):
+            raise NotFound(f"`after` names no job: {after[:80]!r}", details={"param": "after"})
         found = [
             job
-            for job in reversed(self._visible(identity))
+            for job in reversed(seen)
             if _is_training(job) and wanted.takes(job) and (after is None or job.id < after)
         ]
         return Page([job_view(job) for job in found[:limit]], found[limit - 1].id if len(found) > limit else None)
@@ -114,26 +122,35 @@ class JobsService:
         """One job; NotFound when there is none."""
         return job_view(self._pick(identity, Operation.READ_JOBS, job_id))
 
-    async def show_training(self, identity: Identity, job_id: str) -> JobView:
-        """One that fine-tunes; NotFound when there is none."""
-        job = self._pick(identity, Operation.READ_JOBS, job_id)
+    async def show_training(self, identity: Identity, job_id: str, *, to_change: bool = False) -> JobView:
+        """One that fine-tunes, for who may see it, or `to_change` it; NotFound when there is none."""
+        job = self._pick(identity, Operation.CHANGE_JOBS if to_change else Operation.READ_JOBS, job_id)
         if job.spec.type not in TRAINING:
             raise NotFound(f"job {job_id} fine-tunes nothing, it is of the type {job.spec.type}")
         return job_view(job)
 
     @audited("jobs.submit", subject=lambda job: job.id)
     async def submit(self, identity: Identity, wish: JobWish, *, idempotency_key: str = "") -> JobView:
-        """Have a job done; see `learning.jobs.Jobs.submit`. The key must be for all models it is about."""
+        """Have a job done; see `learning.jobs.Jobs.submit`. The key must be for all it is about and reads."""
         visible(identity, Operation.CHANGE_JOBS)
         spec = _spec(wish)
-        check_job(identity, Operation.CHANGE_JOBS, spec)
+        self._authorise(identity, spec)
         if spec.parent:
             self._find(identity, Operation.CHANGE_JOBS, spec.parent)
-        return job_view(await self._jobs.submit(spec, actor=identity, idempotency_key=idempotency_key))
+        job = await self._jobs.submit(
+            spec,
+            actor=identity,
+            idempotency_key=idempotency_key,
+            authorise=lambda checked: self._authorise(identity, checked),
+        )
+        return job_view(job)
 
     async def train(self, identity: Identity, wish: TrainingWish, *, idempotency_key: str = "") -> JobView:
         """Like `submit`, for a training as OpenAI's clients ask for one; its model is called `ft-<base>-<suffix>`."""
         kind, hyperparameters = from_openai(wish.method, wish.hyperparameters)
+        if wish.suffix and not _SUFFIX.fullmatch(wish.suffix):
+            told = "`suffix` is up to 64 letters, digits, dots, underscores and hyphens"
+            raise InvalidRequest(told, details={"param": "suffix"})
         base = wish.model.partition("@")[0]
         native = JobWish(
             type=kind,
@@ -213,6 +230,10 @@ class JobsService:
             identity.quota.check()
             yield job_event_view(event)
 
+    def _authorise(self, identity: Identity, spec: JobSpec) -> None:
+        check_job(identity, Operation.CHANGE_JOBS, spec)
+        check_files(identity, self._files, spec)
+
     def _visible(self, identity: Identity) -> Sequence[Job]:
         may_see = visible(identity, Operation.READ_JOBS)
         return [job for job in self._jobs.all() if all(map(may_see, _about(job.spec)))]
@@ -239,9 +260,12 @@ def check_job(identity: Identity, operation: Operation, spec: JobSpec) -> None:
 
 
 def _about(spec: JobSpec) -> list[str]:
-    """The models it has to do with; empty text stands for any, as for a script."""
-    models = [] if spec.type is JobType.SCRIPT else [model for model in (spec.model, spec.name) if model]
-    return models or [""]
+    """The models it has to do with; empty text stands for any, as for scripts and searches over them."""
+    given = spec.options.get("base") if spec.type is JobType.TUNE else None
+    base = given if isinstance(given, Mapping) else {}
+    if JobType.SCRIPT in (spec.type, base.get("type")):
+        return [""]
+    return [str(model) for model in (spec.model, spec.name, base.get("model")) if model] or [""]
 
 
 def _is_training(job: Job) -> bool:

@@ -8,6 +8,7 @@ import structlog
 
 from moc.inference.observed import SAMPLES_MIN, Sample
 from moc.kernel.clock import Clock
+from moc.kernel.tasks import to_the_end
 from moc.learning.governor import Governor
 from moc.learning.ports import Started
 
@@ -100,36 +101,42 @@ class Throttle:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        self._hold(())
+        await self._hold(())
 
-    def turn(self) -> float:
+    async def turn(self) -> float:
         """Halt and let go on whom it is time for; in how many seconds to look again."""
         processes, serving, now = self._running(), self._serving(), self._clock.monotonic()
-        for process in set(processes) - self._known:
-            self._programs.proceed(process)  # whoever halted it may have been killed then
-        self._known = set(processes)
+        fresh, self._known = set(processes) - self._known, set(processes)
         self._look(serving, now, has_jobs=bool(processes))
         resting = any(serving.values()) and now % PERIOD_S >= self.share * PERIOD_S
-        self._hold(processes if resting else ())
+        if not resting:
+            self._halted |= fresh  # whoever halted them may have been killed then
+        await self._hold(processes if resting else ())
         return TURN_S if processes and self.share < 1 else IDLE_TURN_S
 
     async def _run(self) -> None:
         while True:
             delay_s = IDLE_TURN_S
             try:
-                delay_s = self.turn()
+                delay_s = await self.turn()
             except Exception as error:  # whatever it is must not leave a program halted
                 log.warning("jobs are not held back for a moment", error=str(error))
-                self._hold(())
+                await self._hold(())
             await asyncio.sleep(delay_s)
 
-    def _hold(self, processes: Collection[Started]) -> None:
-        """Halt these, and no others."""
-        for process in self._halted - set(processes):
-            self._programs.proceed(process)
-        for process in set(processes) - self._halted:
-            self._programs.halt(process)
+    async def _hold(self, processes: Collection[Started]) -> None:
+        """Halt these, and no others: in a thread, for all processes of the system may have to be looked at."""
+        released, halted = self._halted - set(processes), set(processes) - self._halted
+        if released or halted:
+            self._halted |= halted
+            await to_the_end(asyncio.to_thread(self._signal, released, halted))
         self._halted = set(processes)
+
+    def _signal(self, released: Collection[Started], halted: Collection[Started]) -> None:
+        for process in released:
+            self._programs.proceed(process)
+        for process in halted:
+            self._programs.halt(process)
 
     # what is seen
 

@@ -22,9 +22,9 @@ ROLES = {JobType.EVALUATE: Role.INFERENCE, JobType.TUNE: Role.OPERATOR}
 class JobVisitors:
     """Implements `learning.ports.Visitors`.
 
-    A job's key is for the models, the rate and the requests at once that its submitter's is for; its requests go
-    behind those of others that wait for the same model. `url` tells where the API is on this machine, `authority` is
-    the file with what to trust there, if there is one.
+    A job's key is for the models, the rate and the requests at once that its submitter's is for, and ends with it; its
+    requests go behind those of others that wait for the same model. `url` tells where the API is on this machine,
+    `authority` is the file with what to trust there, if there is one.
     """
 
     def __init__(self, *, keys: KeyRing, clock: Clock, url: Callable[[], str], authority: Path) -> None:
@@ -64,6 +64,7 @@ class JobVisitors:
             rate=held.key.rate,
             max_concurrency=held.key.max_concurrency,
             weight=WEIGHT_MIN,
+            on_behalf_of=held.key.on_behalf_of or held.key.id,
         )
 
 

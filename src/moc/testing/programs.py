@@ -128,10 +128,6 @@ class FakePrograms:
         if found is not None and found.runs:
             found.status = -9
 
-    def pids(self, process: Started) -> frozenset[int]:
-        """Its own number."""
-        return frozenset({process.pid})
-
     def memory_bytes(self, process: Started) -> int:
         """A little."""
         return 1
@@ -153,7 +149,8 @@ def _folder(order: Order) -> Path:
 class FakeJobMemory:
     """Room for every job while `gate` is set, until `error` is; what is held is in `held`, by lease.
 
-    `evict_in_s` is what is told of a lease that is to be given back; a lease in `over` is somebody else's.
+    `evict_in_s` is what is told of a lease that is to be given back; a lease in `over` is somebody else's. Jobs in
+    `starved` wait for ever.
     """
 
     def __init__(self) -> None:
@@ -162,12 +159,16 @@ class FakeJobMemory:
         self.error: MocError | None = None
         self.held: dict[str, Holding] = {}
         self.over: set[str] = set()
+        self.starved: set[str] = set()
         self.evict_in_s: float | None = None
         self.learned: list[int] = []
         self._count = 0
 
     async def acquire(self, job: Job, size: int, *, on_wait: Callable[[str], None]) -> Holding:
         """All that is asked for."""
+        if job.id in self.starved:
+            on_wait("memory")
+            await asyncio.Event().wait()
         if not self.gate.is_set():
             on_wait("memory")
         await self.gate.wait()
@@ -222,7 +223,7 @@ class FakeVisitors:
 class FakeKind:
     """Takes every spec; `refusal`, `fault` and `flaw` make checking, preparing and finishing fail.
 
-    While `gate` is not set preparing takes long. What was made is in `made`, by job.
+    While `checking` or `gate` is not set, checking or preparing takes long. What was made is in `made`, by job.
     """
 
     def __init__(self, *, visits: bool = False) -> None:
@@ -230,12 +231,15 @@ class FakeKind:
         self.refusal: Exception | None = None
         self.fault: Exception | None = None
         self.flaw: Exception | None = None
+        self.checking = asyncio.Event()
+        self.checking.set()
         self.gate = asyncio.Event()
         self.gate.set()
         self.made: dict[str, int] = {}
 
     async def check(self, spec: JobSpec) -> JobSpec:
         """As it is."""
+        await self.checking.wait()
         if self.refusal is not None:
             raise self.refusal
         return spec

@@ -4,12 +4,14 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import psutil
 
+from moc.cluster.holder import started
 from moc.workers.wire import LISTENER
 
 KEPT = frozenset(
@@ -38,7 +40,7 @@ KEPT = frozenset(
 
 AT_WORK = (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
 KILL_TIMEOUT_S = 10.0
-START_TOLERANCE_S = 0.05
+LOOK_S = 0.1
 
 
 def clean_environment(gpus: Sequence[str]) -> dict[str, str]:
@@ -69,7 +71,7 @@ class Process:
         self._status: int | None = None
         self._offspring: dict[int, psutil.Process] = {}
         self.pid = process.pid
-        self.started_at = process.create_time()
+        self.started_at = _began(process.pid)
 
     @classmethod
     def spawn(cls, folder: Path, log: Path, *, listener: int, gpus: Sequence[str] = ()) -> "Process":
@@ -109,7 +111,7 @@ class Process:
             process = cls(psutil.Process(pid)) if pid > 0 else None
         except psutil.Error:
             return None
-        if process is None or abs(process.started_at - started_at) > START_TOLERANCE_S:
+        if process is None or process.started_at != started_at:
             return None
         if not process.is_alive():
             process.wait(0)
@@ -127,21 +129,26 @@ class Process:
 
     def is_alive(self) -> bool:
         """Whether it still runs."""
-        try:
-            return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
+        return _is_alive(self._process)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until it is dead, no longer than `timeout_s`; whether it is. A child of ours is reaped."""
-        try:
-            status = cast("int | None", self._process.wait(timeout_s))  # None: not a child of ours
-        except psutil.TimeoutExpired:
-            return False
-        except psutil.NoSuchProcess:
-            return True
-        self._status = self._status if status is None else int(status)
-        return True
+        """Wait until it is dead, no longer than `timeout_s`; whether it is. A child of ours is reaped.
+
+        Others may stay zombies, where the first process of a container reaps nothing: they are dead, too.
+        """
+        over_at = time.monotonic() + timeout_s
+        while True:
+            dead, left_s = not self.is_alive(), over_at - time.monotonic()
+            try:
+                status = cast("int | None", self._process.wait(0 if dead else max(0.0, min(left_s, LOOK_S))))
+            except psutil.TimeoutExpired:
+                if dead or left_s <= 0:
+                    return dead
+            except psutil.NoSuchProcess:
+                return True
+            else:
+                self._status = self._status if status is None else int(status)  # None: not a child of ours
+                return True
 
     def terminate(self) -> None:
         """Send SIGTERM to it alone."""
@@ -205,8 +212,7 @@ def session_of(leader: int, started_at: float | None) -> list[psutil.Process]:
     that started at `started_at`; otherwise the session is not the one meant, and nothing is returned.
     """
     try:
-        process = psutil.Process(leader)
-        if started_at is None or abs(process.create_time() - started_at) > START_TOLERANCE_S:
+        if _began(leader) != started_at:
             return []
     except psutil.Error:
         pass
@@ -218,24 +224,39 @@ def session_of(leader: int, started_at: float | None) -> list[psutil.Process]:
     return members
 
 
-def kill_left_behind(leader: int, started_at: float | None) -> None:
-    """SIGKILL what a dead worker's session still holds, and wait until it is dead."""
-    _kill(session_of(leader, started_at), KILL_TIMEOUT_S)
+def kill_left_behind(leader: int, started_at: float | None) -> bool:
+    """SIGKILL what a dead worker's session still holds; whether it is dead within KILL_TIMEOUT_S."""
+    return _kill(session_of(leader, started_at), KILL_TIMEOUT_S)
 
 
-def kill_strays(name: str, value: str) -> None:
-    """SIGKILL all that were started with a variable `name` of that value, wherever they went, and wait until dead."""
+def kill_strays(name: str, value: str) -> bool:
+    """SIGKILL all that were started with a variable `name` of that value, wherever they went; whether all are dead."""
     strays = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get(name) == value:
                 strays.append(process)
-    _kill(strays, KILL_TIMEOUT_S)
+    return _kill(strays, KILL_TIMEOUT_S)
 
 
 def _kill(processes: list[psutil.Process], timeout_s: float) -> bool:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    _, left = psutil.wait_procs(processes, timeout_s)
-    return not left
+    over_at = time.monotonic() + timeout_s
+    while processes and time.monotonic() < over_at:
+        _, left = psutil.wait_procs(processes, LOOK_S)
+        processes = [process for process in left if _is_alive(process)]  # zombies are dead, whoever fails to reap them
+    return not processes
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _began(pid: int) -> float:
+    """When a process started, in seconds since the system did: no change of the wall clock moves that."""
+    return float(started(pid)) / os.sysconf("SC_CLK_TCK")

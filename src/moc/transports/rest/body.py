@@ -1,12 +1,14 @@
 """JSON bodies read strictly."""
 
-from typing import TypeVar
+import re
+from typing import Final, TypeVar
 
 import msgspec
 
 from moc.kernel.errors import InvalidRequest
 
 T = TypeVar("T")
+_UNKNOWN: Final = re.compile(r"unknown field `([^`]*)`")
 
 
 def decoded(decoder: msgspec.json.Decoder[T], text: bytes | memoryview) -> T:
@@ -16,7 +18,9 @@ def decoded(decoder: msgspec.json.Decoder[T], text: bytes | memoryview) -> T:
     except UnicodeDecodeError:
         raise InvalidRequest("the body is not UTF-8 text") from None
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"the body is not what this takes: {error}") from None
+        unknown = _UNKNOWN.search(str(error))
+        details = {"param": unknown[1]} if unknown else {}
+        raise InvalidRequest(f"the body is not what this takes: {error}", details=details) from None
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     except RecursionError:

@@ -7,7 +7,7 @@ import msgspec
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
-from moc.service.evaluations import ComparisonView, EvaluationView, EvaluationWish, ItemView
+from moc.service.evaluations import Comparison, EvaluationView, EvaluationWish, ItemView
 from moc.service.jobs import TEXT_MAX
 from moc.service.services import Services
 from moc.transports.rest.body import decoded
@@ -28,15 +28,6 @@ class ItemList:
 
     items: list[ItemView]
     next: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """How the evaluation `b` differs from `a`, by task."""
-
-    a: str
-    b: str
-    tasks: dict[str, ComparisonView]
 
 
 _WISH: Final[dict[str, Any]] = {
@@ -120,4 +111,4 @@ def add_evaluations(routes: APIRouter, services: Services) -> None:
         summary="Compare two evaluations by the same suite, item by item",
     )
     async def compare_evaluations(call: Call, a: str, b: str) -> Response:
-        return json_answer(Comparison(a, b, {**await evaluations.compare(call.identity, a, b)}))
+        return json_answer(await evaluations.compare(call.identity, a, b))

@@ -1,6 +1,5 @@
 """Trainings as jobs of OpenAI's fine-tuning API."""
 
-import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
@@ -9,7 +8,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from moc.kernel.errors import InvalidRequest
+from moc.kernel.errors import InvalidRequest, NotFound
 from moc.security.identity import Identity
 from moc.service.job_views import CheckpointView, JobEventView, JobView
 from moc.service.jobs import JobFilter, TrainingWish
@@ -22,11 +21,10 @@ T = TypeVar("T")
 _PATH: Final = "/v1/fine_tuning/jobs"
 _PAGE: Final = 20
 _CHECKPOINTS: Final = 10
-_PAIR: Final = re.compile(r"metadata\[(.*)\]")
 _PAGE_MAX: Final = 100
 
 
-class FineTuningRequest(TrainingWish, frozen=True, kw_only=True):
+class FineTuningRequest(TrainingWish, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A training that is wanted; there is nobody here that `integrations` could tell."""
 
     integrations: list[Any] | None = None
@@ -193,12 +191,13 @@ class FineTuning:
         await exchange.answer_message(_job(view))
 
     async def _change(self, verb: Verb, exchange: Exchange) -> None:
-        await exchange.answer_message(_job(await verb(exchange.identity, exchange.path("job_id"))))
+        job = await self._jobs.show_training(exchange.identity, exchange.path("job_id"), to_change=True)
+        await exchange.answer_message(_job(await verb(exchange.identity, job.id)))
 
     async def _events(self, exchange: Exchange) -> None:
         after, limit = _page_of(exchange, _PAGE)
-        job_id = exchange.path("job_id")
-        before = None if after is None else _number_of(after)
+        job_id = (await self._jobs.show_training(exchange.identity, exchange.path("job_id"))).id
+        before = None if after is None else _number_of(job_id, after)
         page = await self._jobs.latest_events(exchange.identity, job_id, before=before, limit=limit)
         events = [_event(job_id, view) for view in page.items]
         await exchange.answer_message(FineTuningList(events, page.next is not None))
@@ -208,15 +207,18 @@ class FineTuning:
         job = await self._jobs.show_training(exchange.identity, exchange.path("job_id"))
         views = [*await self._jobs.checkpoints(exchange.identity, job.id)][::-1]
         ids = [view.id for view in views]
-        start = ids.index(after) + 1 if after in ids else 0
+        if after is not None and after not in ids:
+            raise _unknown_after(after)
+        start = 0 if after is None else ids.index(after) + 1
         found = [_checkpoint(job, view) for view in views[start : start + limit]]
         await exchange.answer_message(FineTuningList(found, len(views) > start + limit))
 
 
 def _job(view: JobView) -> FineTuningJob:
-    given, eta_s = view.hyperparameters, view.progress.eta_s
+    eta_s = view.progress.eta_s
+    given = {"n_epochs" if name == "epochs" else name: value for name, value in view.hyperparameters.items()}
     hyperparameters = FineTuningHyperparameters(
-        n_epochs=given.get("epochs", "auto"),
+        n_epochs=given.get("n_epochs", "auto"),
         batch_size=given.get("batch_size", "auto"),
         learning_rate_multiplier=given.get("learning_rate_multiplier", "auto"),
     )
@@ -235,7 +237,7 @@ def _job(view: JobView) -> FineTuningJob:
         validation_file=view.validation_file or None,
         estimated_finish=None if eta_s is None or view.status != "running" else int(time.time() + eta_s),
         metadata=view.metadata,
-        method={"type": view.type, view.type: {"hyperparameters": given}},
+        method={"type": view.type, view.type: {"hyperparameters": msgspec.to_builtins(hyperparameters) | given}},
     )
 
 
@@ -250,11 +252,15 @@ def _event(job_id: str, view: JobEventView) -> FineTuningEvent:
     )
 
 
-def _number_of(event_id: str) -> int:
-    number = event_id.rpartition(".")[2]
-    if not (number.isascii() and number.isdigit() and len(number) < 19):
-        raise InvalidRequest(f"`after` must be the id of an event, not {event_id[:80]!r}", details={"param": "after"})
+def _number_of(job_id: str, event_id: str) -> int:
+    job, _, number = event_id.rpartition(".")
+    if job != job_id or not (number.isascii() and number.isdigit() and len(number) < 19):
+        raise _unknown_after(event_id)
     return int(number)
+
+
+def _unknown_after(given: str) -> NotFound:
+    return NotFound(f"`after` names nothing that is here: {given[:80]!r}", details={"param": "after"})
 
 
 def _checkpoint(job: JobView, view: CheckpointView) -> FineTuningCheckpoint:

@@ -1,10 +1,6 @@
-"""What a training starts from: a network and its tokenizer, out of a GGUF file or a folder of safetensors.
+"""What a training starts from: a network and its tokenizer, out of a GGUF file or a folder of safetensors."""
 
-A GGUF file is dequantised once and kept beside others in a cache, as a folder with full weights.
-"""
-
-import fcntl
-import shutil
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +11,33 @@ import transformers
 from peft.tuners.lora import LoraLayer
 
 from moc.kernel.errors import InvalidRequest
-from moc.workers.trainers.checkpoints import seal
-
-GGUF = "llama_cpp"
+from moc.models.headers.gguf import read_gguf
+from moc.workers.trainers.base_cache import GGUF, held
 
 
 def load_base(base: Mapping[str, Any], cache: Path, *, dtype: torch.dtype) -> tuple[Any, Any]:
     """The network, with the adapters it is served with in its weights, and its tokenizer."""
-    folder = transformers_folder(base, cache)
+    with held(base, cache) as folder:
+        return _load(base, folder, dtype)
+
+
+def first_token(base: Mapping[str, Any], tokenizer: Any) -> int | None:
+    """What the engine puts in front of all that is said to the base; None where it leaves that to the tokenizer."""
+    if base["runtime"] != GGUF:
+        return None
+    values = read_gguf(Path(base["path"])).values
+    is_sentencepiece = values.get("tokenizer.ggml.model") == "llama"
+    adds = values.get("tokenizer.ggml.add_bos_token", is_sentencepiece)
+    return tokenizer.bos_token_id if adds else None
+
+
+def _load(base: Mapping[str, Any], folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    packed = json.loads((folder / "config.json").read_bytes()).get("quantization_config")
+    if packed:
+        how = packed.get("quant_method", "quantised")
+        raise InvalidRequest(
+            f"the base has packed weights ({how}), which cannot be trained; take the model it was made of"
+        )
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -32,36 +47,6 @@ def load_base(base: Mapping[str, Any], cache: Path, *, dtype: torch.dtype) -> tu
     adapters = base.get("adapters") or ()
     network = _network(folder, torch.float32 if adapters else dtype)
     return _merged(network, adapters).to(dtype), tokenizer
-
-
-def transformers_folder(base: Mapping[str, Any], cache: Path) -> Path:
-    """The folder with the weights of a base; of a GGUF file it is made if it is not there, by one process at a time."""
-    if base["runtime"] != GGUF:
-        return Path(base["path"])
-    made = cache / str(base["sha256"])
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f"{made.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not made.is_dir():
-            aside = cache / f".new-{made.name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            _dequantise(Path(base["path"]), aside)
-            seal(aside)
-            aside.rename(made)
-    return made
-
-
-def _dequantise(file: Path, folder: Path) -> None:
-    """Write a GGUF file as a folder with full weights."""
-    given: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(file.parent, **given)
-    network: Any = transformers.AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **given)
-    # what it was quantised as would be written into its configuration, and looked for when that is read
-    del network.config.quantization_config
-    network.hf_quantizer = network.quantization_method = None
-    network.is_quantized = False
-    network.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def _network(folder: Path, dtype: torch.dtype) -> Any:

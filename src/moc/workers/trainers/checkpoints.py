@@ -91,12 +91,15 @@ def flaw(folder: Path) -> str | None:
         return f"it has no {MANIFEST}"
     except (OSError, ValueError) as error:
         return f"its {MANIFEST} cannot be read: {error}"
-    files = _files(folder)
-    if not isinstance(manifest, dict) or files.keys() != manifest.keys():
-        return f"its files are not those of its {MANIFEST}"
-    for name, path in files.items():
-        if manifest[name] != {"sha256": _sha256(path), "bytes": path.stat().st_size}:
-            return f"{name} has changed"
+    try:
+        files = _files(folder)
+        if not isinstance(manifest, dict) or files.keys() != manifest.keys():
+            return f"its files are not those of its {MANIFEST}"
+        for name, path in files.items():
+            if manifest[name] != {"sha256": _sha256(path), "bytes": path.stat().st_size}:
+                return f"{name} has changed"
+    except OSError as error:
+        return f"it cannot be read: {error}"
     return None
 
 

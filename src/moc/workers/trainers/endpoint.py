@@ -19,6 +19,7 @@ from moc.kernel.errors import (
     DeadlineExceeded,
     Forbidden,
     Internal,
+    InvalidRequest,
     MocError,
     NotFound,
     NotLeader,
@@ -111,8 +112,11 @@ class Endpoint:
         call = StreamCall(post(path, {**how, **asked, **options, "model": self._model}), _read_item, DONE)
         return await self._patiently(lambda: self._watch(call))
 
-    async def likelihood(self, text: str, begin: int) -> Likelihood:
-        """How likely a text is from the character `begin` on."""
+    async def likelihood(self, text: str, begin: int, *, whole: bool = False) -> Likelihood:
+        """How likely a text is from the character `begin` on; InvalidRequest when there is nothing to score.
+
+        If the `whole` text is meant, its first token too: Unimplemented unless the engine puts a token before it.
+        """
         asked = {"prompt": text, "echo": True, "max_tokens": 0, "logprobs": 1, "temperature": 0}
         if begin:
             asked["echo_from"] = begin  # ours alone; others leave it out of account, and score more than is used
@@ -121,6 +125,11 @@ class Endpoint:
         if not told.get("token_logprobs"):
             raise Unimplemented(f"the engine of {self._model} tells no log-probabilities of a given text")
         starts = told["text_offset"]
+        if whole and not _is_led(starts, told["tokens"]):
+            raise Unimplemented(
+                f"the engine of {self._model} puts no token before a text, so it cannot say how likely one is that "
+                "stands behind nothing, as `acc_mutual_info` asks"
+            )
         spans = zip(starts, [*starts[1:], len(text)], strict=True)  # tokens that share a character begin where they end
         seen = [
             (logprob, token, top)
@@ -129,6 +138,8 @@ class Endpoint:
             )
             if logprob is not None and (end > begin or start >= begin)
         ]
+        if not seen:
+            raise InvalidRequest("there is nothing to score: a text needs a token behind its first, a continuation one")
         return Likelihood(
             logprobs=tuple(logprob for logprob, _, _ in seen),
             greedy=all(max(top, key=top.__getitem__) == token for _, token, top in seen if top),
@@ -181,6 +192,11 @@ def _question(prompt: str | Sequence[Message], chat: bool) -> tuple[str, dict[st
         return "/v1/completions", {"prompt": prompt}
     messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
     return "/v1/chat/completions", {"messages": messages}
+
+
+def _is_led(starts: Sequence[int], tokens: Sequence[str]) -> bool:
+    """Whether the first token is none of the text; one that shares the first character with the next is of it."""
+    return len(starts) > 1 and starts[1] == 0 and "\N{REPLACEMENT CHARACTER}" not in tokens[0]
 
 
 def _read(answer: Answer) -> tuple[Document, Mapping[str, str]]:

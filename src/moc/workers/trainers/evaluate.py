@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +15,17 @@ import msgspec
 from moc.kernel.errors import MocError
 from moc.learning.evaluation import ITEMS_FILE
 from moc.learning.job import Reason
-from moc.learning.scoring import ACCURACY, LATENCY, PERPLEXITY, Record, TaskResult, likeliest, right, summed_up
+from moc.learning.scoring import (
+    ACCURACY,
+    LATENCY,
+    PERPLEXITY,
+    Record,
+    TaskResult,
+    check_schema,
+    likeliest,
+    right,
+    summed_up,
+)
 from moc.learning.suite import (
     Choice,
     Defaults,
@@ -26,6 +36,7 @@ from moc.learning.suite import (
     Perplexity,
     Prompt,
     Question,
+    Regex,
     Suite,
     Task,
     Text,
@@ -43,7 +54,7 @@ ERRORS_SHARE_MAX = 0.2
 """What share of a task's items may fail."""
 
 TELL_EVERY_S = 1.0
-NEEDS: Mapping[type, str] = {JsonSchema: "jsonschema", Harness: "lm_eval"}
+NEEDS: Mapping[type, str] = {JsonSchema: "jsonschema", Regex: "regex", Harness: "lm_eval"}
 """Libraries that only some tasks need."""
 
 Measure = Callable[[Any], Awaitable[Record]]
@@ -63,6 +74,7 @@ async def _evaluate(assignment: Assignment) -> bool:
         assignment.report,
         folder=assignment.folder,
         seed=assignment.seed,
+        digests=task["digests"],
     )
     working, stopping = asyncio.ensure_future(run.work()), asyncio.ensure_future(assignment.stop.wait())
     try:
@@ -70,7 +82,7 @@ async def _evaluate(assignment: Assignment) -> bool:
         if not working.done():
             return False
         metrics, data = _told(await working)
-        assignment.report.result(metrics, data=data)
+        assignment.report.result(metrics, data={**data, "digests": run.answered_by()})
     finally:
         for one in (working, stopping):
             one.cancel()
@@ -80,7 +92,10 @@ async def _evaluate(assignment: Assignment) -> bool:
 
 
 class Run:
-    """A suite on its way, in the `folder` of its job. What an earlier attempt put there is not asked again."""
+    """A suite on its way, in the `folder` of its job. What an earlier attempt put there is not asked again.
+
+    `digests` are of the versions that may answer, where that is known: what others answered is asked again.
+    """
 
     def __init__(
         self,
@@ -91,6 +106,7 @@ class Run:
         *,
         folder: Path,
         seed: int,
+        digests: Collection[str] = (),
     ) -> None:
         self._suite = suite
         self._paths = paths
@@ -98,13 +114,15 @@ class Run:
         self._report = report
         self._folder = folder
         self._seed = seed
-        self._records = Records(folder / ITEMS_FILE)
+        self._digests = digests
+        self._records = Records(folder / ITEMS_FILE, digests)
+        self._answered_by: set[str] = set()
         self._total = self._done = 0
         self._told_at = 0.0
 
     async def work(self) -> dict[str, TaskResult]:
         """Measure all there is; what each task came to."""
-        _check_installed(self._suite)
+        _check(self._suite)
         items = {task.name: self._items(task) for task in self._suite.tasks if not isinstance(task, Harness)}
         self._total = sum(map(len, items.values()))
         results = {}
@@ -116,6 +134,10 @@ class Run:
             self._report.message(f"{task.name}: {_line(results[task.name])}")
         self._tell({f"{name}/{result.metric}": result.score for name, result in results.items()})
         return results
+
+    def answered_by(self) -> list[str]:
+        """The digests of the versions that answered."""
+        return sorted(self._answered_by | self._records.digests)
 
     async def aclose(self) -> None:
         """Close what is open."""
@@ -162,18 +184,20 @@ class Run:
     async def _harness(self, task: Harness) -> TaskResult:
         from moc.workers.trainers import harness
 
-        answers = Records(self._folder / "output" / f"harness-{task.name}.jsonl")
+        answers = Records(self._folder / "output" / f"harness-{task.name}.jsonl", self._digests)
         way = harness.Way(
             endpoint=self._endpoint,
             loop=asyncio.get_running_loop(),
             answers=answers,
             concurrency=task.concurrency or self._suite.defaults.concurrency,
+            errors_share=ERRORS_SHARE_MAX,
         )
         rows = None if task.data is None else self._paths[task.data.file]
         scratch, seed = self._folder / "harness", self._seed
         try:
             return await asyncio.to_thread(harness.run, task, rows, way, self._records, scratch=scratch, seed=seed)
         finally:
+            self._answered_by |= answers.digests
             answers.close()
             await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
@@ -240,12 +264,14 @@ class Run:
             self._report.metrics(self._done, metrics, total_steps=self._total)
 
 
-def _check_installed(suite: Suite) -> None:
-    """ModuleNotFoundError when a task needs what is not here, before any is begun."""
+def _check(suite: Suite) -> None:
+    """Before any task is begun: ModuleNotFoundError when one needs what is not here, InvalidRequest for no schema."""
     for task in suite.tasks:
         library = NEEDS.get(type(task))
         if library is not None and find_spec(library) is None:
             raise ModuleNotFoundError(name=library)
+        if isinstance(task, JsonSchema):
+            check_schema(task.schema)
 
 
 async def _recorded(task: str, item: Any, measure: Measure) -> Record:

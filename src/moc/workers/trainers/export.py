@@ -19,7 +19,7 @@ from moc.workers.trainers.gguf_adapter import tensors_of, write_gguf_adapter
 from moc.workers.trainers.gguf_layout import Layout
 from moc.workers.trainers.gguf_model import Array, Change, write_gguf_model
 from moc.workers.trainers.peft_adapter import Update, read_adapter
-from moc.workers.trainers.safetensors_model import WEIGHTS, add_rest, write_merged
+from moc.workers.trainers.safetensors_model import WEIGHTS, add_rest, check_fit, write_merged
 
 LLAMA_CPP = "llama_cpp"
 FULL = "full"
@@ -47,6 +47,21 @@ def export(task: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         kind, made = "adapter", output / "adapter.gguf"
         _whole(made, partial(write_gguf_adapter, read_adapter(output / "adapter"), start))
     return {"kind": kind, "path": str(made.relative_to(folder)), "size_bytes": _size(made)}
+
+
+def check_export(task: Mapping[str, Any], adapter: Path) -> None:
+    """InvalidRequest when an adapter such as the one in that folder could not be exported, whatever it learns."""
+    base = Path(task["base"]["path"])
+    try:
+        if task["base"]["runtime"] == LLAMA_CPP:
+            tensors_of(read_adapter(adapter), Layout(base))
+        else:
+            check_fit(base, read_adapter(adapter))
+    except InvalidRequest as error:
+        targets = task["hyperparameters"]["lora_targets"]
+        raise InvalidRequest(
+            f"what `lora_targets` ({targets}) has trained could not be served: {error.message}"
+        ) from None
 
 
 def _full_folder(base: Path, output: Path, path: Path) -> None:

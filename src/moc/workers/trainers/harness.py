@@ -6,16 +6,19 @@ import math
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from moc.kernel.errors import Cancelled, InvalidRequest
+from moc.kernel.errors import Cancelled, InvalidRequest, MocError
+from moc.learning.job import Reason
 from moc.learning.scoring import Record, TaskResult
 from moc.learning.statistics import wilson
 from moc.learning.suite import Harness
-from moc.workers.trainers.endpoint import Endpoint
+from moc.workers.trainers.assignment import Failure
+from moc.workers.trainers.endpoint import Endpoint, is_hopeless
 from moc.workers.trainers.records import Records
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -31,13 +34,24 @@ T = TypeVar("T")
 class Way:
     """How the harness reaches the model: its requests, answered in `loop`, `concurrency` at once.
 
-    What was answered is kept in `answers`, and not asked again by the next attempt.
+    What was answered is kept in `answers`, and not asked again by the next attempt. No more than `errors_share` of a
+    task's items may fail.
     """
 
     endpoint: Endpoint
     loop: asyncio.AbstractEventLoop
     answers: Records
     concurrency: int
+    errors_share: float
+
+
+class Failed(Exception):
+    """Items that were not answered, with the error of each, of all that were asked."""
+
+    def __init__(self, errors: Mapping[int, str], asked: frozenset[int]) -> None:
+        super().__init__(f"{len(errors)} of {len(asked)} items failed")
+        self.errors = errors
+        self.asked = asked
 
 
 def run(task: Harness, rows: Path | None, way: Way, records: Records, *, scratch: Path, seed: int) -> TaskResult:
@@ -61,71 +75,126 @@ def run(task: Harness, rows: Path | None, way: Way, records: Records, *, scratch
         "dataset_kwargs": {"data_files": {"test": str(rows)}},
         "test_split": "test",
     }
-    try:
-        found = lm_eval.simple_evaluate(
-            model=_model(way),
-            tasks=[config],
-            task_manager=TaskManager(include_defaults=False),
-            limit=task.limit,
-            bootstrap_iters=DRAWS,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-        )
-    except (KeyError, TypeError, ValueError, jinja2.TemplateError) as error:
-        raise InvalidRequest(f"the harness cannot work on the task {task.name}: {error}") from error
-    main = _main_metric(task, found["results"][task.name])
-    made = [_record(task.name, sample, main) for sample in found["samples"][task.name]]
+    manager = TaskManager(include_defaults=False)
+
+    def evaluated(places: Sequence[int] | None) -> Any:
+        try:
+            return lm_eval.simple_evaluate(
+                model=_model(way, places),
+                tasks=[config],
+                task_manager=manager,
+                limit=task.limit if places is None else None,
+                samples=None if places is None else {task.name: list(places)},
+                bootstrap_iters=DRAWS,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
+        except (KeyError, TypeError, ValueError, jinja2.TemplateError) as error:
+            raise InvalidRequest(f"the harness cannot work on the task {task.name}: {error}") from error
+
+    found, errors = _without_failed(task.name, evaluated, way.errors_share)
+    results = found["results"][task.name]
+    main = _main_metric(task, results)
+    samples = [sample for sample in found["samples"][task.name] if sample["filter"] == main.partition(",")[2]]
+    made = [_record(task.name, sample, main) for sample in samples]
     for record in made:
         records.add(record)
-    return _result(found["results"][task.name], main, [record.score for record in made])
+    for place, error in errors.items():
+        records.add(Record(task=task.name, id=str(place), error=error))
+    return _result(results, main, [record.score for record in made], len(errors))
 
 
-def _model(way: Way) -> Any:
+def _without_failed(
+    task: str, evaluated: Callable[[Sequence[int] | None], Any], errors_share: float
+) -> tuple[Any, Mapping[int, str]]:
+    """What the harness found on the items that were answered, and the errors of the others."""
+    errors: dict[int, str] = {}
+    places: list[int] | None = None
+    total = 0
+    while True:
+        try:
+            return evaluated(places), errors
+        except Failed as failed:  # the harness knows of no item without an answer: it works again on the others
+            total = total or len(failed.asked)
+            errors |= failed.errors
+            if len(errors) > errors_share * total:
+                last = next(reversed(errors.values()))
+                raise Failure(
+                    Reason.PROGRAM_FAILED, f"{len(errors)} of the {total} items of {task} failed; the last: {last}"
+                ) from None
+            places = sorted(failed.asked - failed.errors.keys())
+
+
+def _model(way: Way, places: Sequence[int] | None) -> Any:
+    """What the harness asks; it counts the items from 0, where those at some `places` are chosen too."""
     from lm_eval.api.model import LM
+
+    answered = partial(_answered, way, places)
 
     class Served(LM):
         """A model behind the API."""
 
         def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-            def ask(context: str, continuation: str) -> Awaitable[Any]:
-                return _likelihood(way.endpoint, context + continuation, len(context))
+            def ask(context: str, continuation: str) -> Awaitable[tuple[Any, str]]:
+                return _likelihood(way.endpoint, context + continuation, len(context), whole=not context)
 
-            return [(total, greedy) for total, greedy in _answered(way, "loglikelihood", requests, ask)]
+            return [(total, greedy) for total, greedy in answered("loglikelihood", requests, ask)]
 
         def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-            def ask(text: str) -> Awaitable[Any]:
+            def ask(text: str) -> Awaitable[tuple[Any, str]]:
                 return _likelihood(way.endpoint, text, 0)
 
-            return [total for total, _ in _answered(way, "rolling", requests, ask)]
+            return [total for total, _ in answered("rolling", requests, ask)]
 
         def generate_until(self, requests: list[Any]) -> list[str]:
-            def ask(context: str, how: Mapping[str, Any]) -> Awaitable[Any]:
+            def ask(context: str, how: Mapping[str, Any]) -> Awaitable[tuple[Any, str]]:
                 return _text(way.endpoint, context, how)
 
-            return _answered(way, "generate", requests, ask)
+            return answered("generate", requests, ask)
 
     return Served()
 
 
-def _answered(way: Way, method: str, requests: Sequence[Any], ask: Callable[..., Awaitable[Any]]) -> list[Any]:
-    """The answers to requests in their order; those that were answered once are not asked again."""
+def _answered(
+    way: Way,
+    places: Sequence[int] | None,
+    method: str,
+    requests: Sequence[Any],
+    ask: Callable[..., Awaitable[tuple[Any, str]]],
+) -> list[Any]:
+    """The answers to requests in their order; those that were answered once are not asked again.
+
+    Failed when there are items without one.
+    """
     known = way.answers.of(method)
     room = asyncio.Semaphore(way.concurrency)
+    asked = frozenset(_place(request, places) for request in requests)
+    errors: dict[int, str] = {}
 
-    async def one(arguments: tuple[Any, ...]) -> Any:
-        name = hashlib.sha256(msgspec.json.encode(arguments)).hexdigest()
+    async def one(request: Any) -> Any:
+        name, place = hashlib.sha256(msgspec.json.encode(request.args)).hexdigest(), _place(request, places)
         if name in known:
             return known[name].got
         async with room:
-            got = await ask(*arguments)
-        await asyncio.to_thread(way.answers.add, Record(task=method, id=name, got=got))
+            if place in errors or len(errors) > way.errors_share * len(asked):
+                return None
+            try:
+                got, digest = await ask(*request.args)
+            except MocError as error:
+                if is_hopeless(error):
+                    raise
+                errors[place] = error.message
+                return None
+        await asyncio.to_thread(way.answers.add, Record(task=method, id=name, got=got, digest=digest))
         return got
 
     async def every() -> list[Any]:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(request.args)) for request in requests]
+            tasks = [group.create_task(one(request)) for request in requests]
+        if errors:
+            raise Failed(errors, asked)
         return [task.result() for task in tasks]
 
     try:
@@ -136,19 +205,25 @@ def _answered(way: Way, method: str, requests: Sequence[Any], ask: Callable[...,
         raise Cancelled("the evaluation was stopped") from None
 
 
-async def _likelihood(endpoint: Endpoint, text: str, begin: int) -> tuple[float, bool]:
-    found = await endpoint.likelihood(text, begin)
-    return sum(found.logprobs), found.greedy
+def _place(request: Any, places: Sequence[int] | None) -> int:
+    """Which of the task's rows it is about."""
+    return int(request.doc_id if places is None else places[request.doc_id])
 
 
-async def _text(endpoint: Endpoint, prompt: str, how: Mapping[str, Any]) -> str:
+async def _likelihood(endpoint: Endpoint, text: str, begin: int, *, whole: bool = False) -> tuple[Any, str]:
+    found = await endpoint.likelihood(text, begin, whole=whole)
+    return (sum(found.logprobs), found.greedy), found.digest
+
+
+async def _text(endpoint: Endpoint, prompt: str, how: Mapping[str, Any]) -> tuple[Any, str]:
     until = how.get("until") or []
     options = {
         "max_tokens": int(how.get("max_gen_toks") or MAX_TOKENS),
         "temperature": float(how.get("temperature") or 0.0),
         "stop": [until] if isinstance(until, str) else list(until),
     }
-    return (await endpoint.answer(prompt, options, chat=False)).text
+    reply = await endpoint.answer(prompt, options, chat=False)
+    return reply.text, reply.digest
 
 
 def _main_metric(task: Harness, results: Mapping[str, Any]) -> str:
@@ -174,13 +249,15 @@ def _record(task: str, sample: Mapping[str, Any], main: str) -> Record:
     )
 
 
-def _result(results: Mapping[str, Any], main: str, scores: Sequence[float | None]) -> TaskResult:
+def _result(results: Mapping[str, Any], main: str, scores: Sequence[float | None], errors: int) -> TaskResult:
     metric, _, way = main.partition(",")
     score = float(results[main])
     stderr = _number(results.get(f"{metric}_stderr,{way}")) or 0.0
     interval = (score - 1.96 * stderr, score + 1.96 * stderr)
-    if set(scores) <= {0.0, 1.0}:  # where all were right, or none, the harness knows of no error
-        interval = wilson(scores.count(1.0), len(scores))
+    right = scores.count(1.0)
+    if set(scores) <= {0.0, 1.0} and math.isclose(score, right / len(scores), abs_tol=1e-9):
+        # where all were right, or none, the harness knows of no error
+        interval = wilson(right, len(scores))
     others = {name: number for name, value in results.items() if (number := _number(value)) is not None}
     return TaskResult(
         metric=metric,
@@ -188,6 +265,7 @@ def _result(results: Mapping[str, Any], main: str, scores: Sequence[float | None
         stderr=stderr,
         ci95=interval,
         n=len(scores),
+        errors=errors,
         more={name.removesuffix(",none"): number for name, number in others.items() if "," in name and name != main},
     )
 

@@ -23,6 +23,11 @@ def is_hopeless(log: Log, patience: int) -> bool:
     return 0 < patience <= len(since)
 
 
+def until(log: Log, step: int) -> Log:
+    """What was logged up to a step."""
+    return [entry for entry in log if entry["step"] <= step]
+
+
 def last(log: Log, key: str) -> float | None:
     """What was logged last under a name."""
     return next((float(entry[key]) for entry in reversed(log) if key in entry), None)

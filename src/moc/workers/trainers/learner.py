@@ -24,10 +24,10 @@ from moc.learning.job import JobType
 from moc.learning.rows import Row, rows
 from moc.workers.trainers import history
 from moc.workers.trainers.assignment import Assignment
-from moc.workers.trainers.base_model import load_base
+from moc.workers.trainers.base_model import first_token, load_base
 from moc.workers.trainers.checkpoints import MANIFEST, Checkpoints
 from moc.workers.trainers.examples import Encoder
-from moc.workers.trainers.export import export
+from moc.workers.trainers.export import check_export, export
 from moc.workers.trainers.recipe import Recipe, Rows
 from moc.workers.trainers.watcher import Watcher, last_metrics
 
@@ -37,7 +37,12 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 LEFT_OUT = frozenset({MANIFEST, STATE, "optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"})
 """What of a checkpoint is no part of a model."""
 
-BLURRED = "the model's chat template does not let the turns be told apart, so all of the conversations is learned"
+BLURRED = {
+    JobType.SUPERVISED: "the model's chat template does not let the turns be told apart, so all of the conversations "
+    "is learned",
+    JobType.DPO: "prompts end in other tokens when an answer follows, so their ends are learned as part of the answers",
+}
+ONE_PROMPT = "nothing is validated, for all rows have the same prompt and validation_split keeps such together"
 NOTHING_TO_LEARN = "max_length cuts off all that there is to learn in the examples; raise it"
 
 
@@ -47,6 +52,7 @@ class Learner:
     def __init__(self, assignment: Assignment) -> None:
         self._assignment = assignment
         self._task = assignment.task
+        self._type = JobType(self._task["type"])
         self._report = assignment.report
         self._hyperparameters: dict[str, Any] = self._task["hyperparameters"]
         self._checkpoints = Checkpoints(
@@ -87,6 +93,10 @@ class Learner:
     def _train(self, newest: Path | None) -> Path | None:
         """Train until the end or a stop; the checkpoint that was saved then, if it came so far."""
         trainer = self._trainer()
+        if newest is None and self._hyperparameters["method"] == "lora":
+            fresh = self._recipe.scratch / "fresh"
+            trainer.model.save_pretrained(fresh)
+            check_export(self._task, fresh)
         if self._assignment.stop.asked:
             return newest
         if newest is not None:
@@ -109,18 +119,15 @@ class Learner:
             checkpoints=self._checkpoints,
             patience=self._hyperparameters["early_stopping_patience"],
         )
-        if self._task["type"] == JobType.DPO:
-            made = self._recipe.dpo(network, tokenizer, training, validation, watcher)
-        else:
-            encoder = Encoder(tokenizer, max_length=self._hyperparameters["max_length"])
-            made = self._recipe.supervised(
-                network, tokenizer, self._encoded(encoder, training), self._encoded(encoder, validation), watcher
-            )
-        if not len(made.train_dataset):
-            raise InvalidRequest(NOTHING_TO_LEARN)
+        first = first_token(self._task["base"], tokenizer)
+        encoder = Encoder(tokenizer, max_length=self._hyperparameters["max_length"], first=first)
+        training, validation = self._encoded(encoder, training), self._encoded(encoder, validation)
+        make = self._recipe.dpo if self._type is JobType.DPO else self._recipe.supervised
+        made = make(network, tokenizer, training, validation, watcher)
         made.remove_callback(transformers.PrinterCallback)
         trained = sum(weights.numel() for weights in made.model.parameters() if weights.requires_grad)
-        self._report.message(f"trains {trained:,} weights on {len(made.train_dataset):,} examples")
+        validates = f", validates on {len(validation):,}" if validation else ""
+        self._report.message(f"trains {trained:,} weights on {len(training):,} examples{validates}")
         return made
 
     def _rows(self) -> tuple[Rows, Rows]:
@@ -129,13 +136,19 @@ class Learner:
         if given:
             validation = _read(given)
         else:
-            training, validation = split(training, self._hyperparameters["validation_split"], self._assignment.seed)
+            share = self._hyperparameters["validation_split"]
+            training, validation = split(training, share, self._assignment.seed)
+            if share and not validation:
+                self._report.message(ONE_PROMPT, level="warn")
         return [row.value for row in training], [row.value for row in validation]
 
     def _encoded(self, encoder: Encoder, given: Rows) -> Rows:
-        found = encoder.encode(given, assistant_only=self._hyperparameters["assistant_only_loss"])
+        if self._type is JobType.DPO:
+            found = encoder.prefer(given)
+        else:
+            found = encoder.encode(given, assistant_only=self._hyperparameters["assistant_only_loss"])
         if found.blurred:
-            self._report.message(BLURRED, level="warn")
+            self._report.message(BLURRED[self._type], level="warn")
         if found.cut:
             length = self._hyperparameters["max_length"]
             self._report.message(f"{found.cut} of {len(given)} examples are cut to max_length={length}", level="warn")
@@ -155,7 +168,8 @@ class Learner:
         best = history.best_step(log) if self._hyperparameters["early_stopping_patience"] else None
         chosen = final if best is None else self._checkpoints.sound(best) or final
         self._lay_out(chosen)
-        step, metrics = _state(chosen).global_step, last_metrics(log)
+        step = _state(chosen).global_step
+        metrics = last_metrics(history.until(log, step))
         losses = dict(history.validations(log))
         if step in losses:
             metrics["full_valid_loss"] = losses[step]

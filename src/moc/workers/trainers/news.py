@@ -9,6 +9,9 @@ from moc.learning.ports import News
 
 LINE_BYTES_MAX = 1024 * 1024
 READ_BYTES_MAX = 4 * LINE_BYTES_MAX
+LINES_MAX = 500
+"""How many lines one reading gives: whoever takes them up does other things as well."""
+
 _EXCERPT = 200
 
 
@@ -21,7 +24,9 @@ def read_news(file: BinaryIO, after_bytes: int, *, over: bool) -> News:
     inside = after_bytes > 0 and file.read(1) != b"\n"
     text = file.read(READ_BYTES_MAX)
     skipped = (text.find(b"\n") + 1 or len(text)) if inside else 0  # the rest of a line that was too long
-    *lines, last = text[skipped:].split(b"\n")
+    *lines, last = text[skipped:].split(b"\n", LINES_MAX)
+    if len(lines) == LINES_MAX:
+        text, last = text[: len(text) - len(last)], b""
     told = [_read(line) or _warning(line) for line in lines if line.strip()]
     read_bytes = after_bytes + len(text) - len(last)
     if len(last) > LINE_BYTES_MAX:

@@ -47,6 +47,10 @@ class LocalPrograms:
         self._grace_s = grace_s
         self._threads = threads
 
+    def adjust(self, *, grace_s: float) -> None:
+        """Give programs that start from now on so long to end."""
+        self._grace_s = grace_s
+
     async def start(self, order: Order) -> Started:
         """Write down what it is to do and start its supervisor; see `Programs.start`."""
         try:
@@ -89,14 +93,6 @@ class LocalPrograms:
     async def kill(self, folder: Path, process: Started) -> None:
         """See `Programs.kill`."""
         await asyncio.to_thread(_kill, folder, process)
-
-    def pids(self, process: Started) -> frozenset[int]:
-        """See `Programs.pids`."""
-        found = Process.known(process.pid, process.process_started_at)
-        if found is None:
-            return frozenset()
-        found.note_offspring()
-        return found.tree()
 
     def memory_bytes(self, process: Started) -> int:
         """See `Programs.memory_bytes`."""
@@ -182,24 +178,24 @@ def _spawn(folder: Path) -> Started:
         ],
         setsid=True,
     )
-    return Started(pid, psutil.Process(pid).create_time())
+    return Started(pid, Process(psutil.Process(pid)).started_at)
 
 
 def _close(folder: Path) -> None:
     """Have no supervisor start in this folder any more: one that was asked for may come late."""
-    with contextlib.suppress(FileExistsError, FileNotFoundError):
+    with contextlib.suppress(OSError):  # it is there already, or there is no room for it
         descriptor = os.open(folder / EXIT_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         os.close(descriptor)
 
 
 def _kill(folder: Path, process: Started) -> None:
-    """Kill a supervisor, what it looks after, and what was left by both."""
+    """Kill a supervisor, what it looks after, and what was left by both; Unavailable when they do not die."""
     found = Process.known(process.pid, process.process_started_at) or Process.search(folder)
-    while found is not None and not found.kill_tree():
-        pass
+    dead = found is None or found.kill_tree()
     if process.pid > 0:
-        kill_left_behind(process.pid, process.process_started_at)
-    kill_strays("MOC_TASK_FILE", str(folder / TASK_FILE))
+        dead = kill_left_behind(process.pid, process.process_started_at) and dead
+    if not (kill_strays("MOC_TASK_FILE", str(folder / TASK_FILE)) and dead):
+        raise Unavailable(f"process {process.pid} of a job was sent SIGKILL and does not end")
 
 
 def _status(folder: Path) -> int | None:

@@ -8,14 +8,41 @@ from typing import Any
 import datasets
 import torch
 from peft import LoraConfig
+from transformers.pytorch_utils import Conv1D
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from moc.kernel.errors import InvalidRequest
 from moc.workers.trainers.watcher import Watcher
 
 TENTH = 0.1
 """Where TRL is given a share in place of steps, it is one of all steps."""
 
 Rows = Sequence[Mapping[str, Any]]
+
+
+class Warmup:
+    """What of a trainer's settings tells how long the learning rate rises: by a share of all steps, rounded down."""
+
+    warmup_steps: float
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """The steps. The library rounds up, so that the only step of a short training would be one at the rate 0."""
+        return int(num_training_steps * self.warmup_steps)
+
+
+class SupervisedSettings(Warmup, SFTConfig):
+    """Those of supervised training."""
+
+
+class PreferenceSettings(Warmup, DPOConfig):
+    """Those of DPO."""
+
+
+class PreferenceTrainer(DPOTrainer):
+    """DPO on examples that are tokens already: in a table of rows as they are, each has the keys of all others too."""
+
+    def _prepare_dataset(self, dataset: Any, *about: Any) -> Any:
+        return dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,18 +65,21 @@ class Recipe:
 
     def supervised(self, network: Any, tokenizer: Any, training: Rows, validation: Rows, watcher: Watcher) -> Any:
         """A trainer for examples, as tokens with labels."""
-        arguments = SFTConfig(**self._arguments(validate=bool(validation)))
+        arguments = SupervisedSettings(**self._arguments(validate=bool(validation)))
         return SFTTrainer(args=arguments, **self._parts(network, tokenizer, training, validation, watcher))
 
     def dpo(self, network: Any, tokenizer: Any, training: Rows, validation: Rows, watcher: Watcher) -> Any:
-        """A trainer for preferences; what the network was before is it without its adapter, or as told beforehand."""
+        """A trainer for preferences, as tokens.
+
+        What the network was before is it without its adapter, or as told beforehand.
+        """
         full = self.hyperparameters["method"] == "full"
-        arguments = DPOConfig(
+        arguments = PreferenceSettings(
             **self._arguments(validate=bool(validation)),
             beta=self.hyperparameters["beta"],
             precompute_ref_log_probs=full,
         )
-        return DPOTrainer(args=arguments, **self._parts(network, tokenizer, training, validation, watcher))
+        return PreferenceTrainer(args=arguments, **self._parts(network, tokenizer, training, validation, watcher))
 
     def _parts(
         self, network: Any, tokenizer: Any, training: Rows, validation: Rows, watcher: Watcher
@@ -59,12 +89,14 @@ class Recipe:
             "processing_class": tokenizer,
             "train_dataset": datasets.Dataset.from_list(list(training)),
             "eval_dataset": datasets.Dataset.from_list(list(validation)) if validation else None,
-            "peft_config": self._lora() if self.hyperparameters["method"] == "lora" else None,
+            "peft_config": self._lora(network) if self.hyperparameters["method"] == "lora" else None,
             "callbacks": [watcher],
         }
 
-    def _lora(self) -> LoraConfig:
+    def _lora(self, network: Any) -> LoraConfig:
         given = self.hyperparameters
+        if isinstance(given["lora_targets"], list):
+            _check_targets(given["lora_targets"], network)
         return LoraConfig(
             task_type="CAUSAL_LM",
             r=given["lora_rank"],
@@ -102,3 +134,19 @@ class Recipe:
             "disable_tqdm": True,
             "report_to": [],
         }
+
+
+def _check_targets(targets: Sequence[str], network: Any) -> None:
+    """InvalidRequest unless all of them are layers of the network that an adapter can be put beside."""
+    head = network.get_output_embeddings()  # the library computes with its weights, and passes an adapter by
+    linear = {
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    }
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise InvalidRequest(
+                f"`lora_targets` has {target!r}, which no adapter can be trained for; there are {known}"
+            )

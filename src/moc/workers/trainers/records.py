@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -13,9 +14,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Records:
-    """What came of each item. A line that was cut off by a crash counts for nothing, and its item is asked again."""
+    """What came of each item. A line that was cut off by a crash counts for nothing, and its item is asked again.
 
-    def __init__(self, path: Path) -> None:
+    So is one that another version answered than those of the `digests`, where these are known.
+    """
+
+    def __init__(self, path: Path, digests: Collection[str] = ()) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._lock = threading.Lock()
@@ -26,12 +30,19 @@ class Records:
                 if not line.endswith(b"\n"):
                     break
                 end += len(line)
-                self._take(_decode(line))
+                record = _decode(line)
+                if not (digests and record.digest) or record.digest in digests:
+                    self._take(record)
         os.ftruncate(self._file, end)
 
     def of(self, task: str) -> dict[str, Record]:
         """The items of a task that came to something, by their ids."""
         return {record_id: record for record_id, record in self._records.get(task, {}).items() if not record.error}
+
+    @property
+    def digests(self) -> set[str]:
+        """Of the versions that answered."""
+        return {record.digest for found in self._records.values() for record in found.values() if record.digest}
 
     def add(self, record: Record) -> None:
         """One more; it is on the disk when this returns, in place of what there was of that item."""

@@ -19,22 +19,33 @@ def write_merged(base: Path, folder: Path, adapter: PeftAdapter) -> None:
 
     InvalidRequest when a weight it belongs to is not there or does not fit.
     """
+    check_fit(base, adapter)
     folder.mkdir()
     trained = {f"{module}.weight" for module in adapter.updates}
-    missing = set(trained)
-    for file in sorted(base.glob(f"model*{WEIGHTS}")) or sorted(base.glob(f"*{WEIGHTS}")):
+    for file in _files(base):
         with safe_open(file, framework="pt") as weights:
             tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 - it is no mapping
             about = weights.metadata()
         for name in trained & tensors.keys():
             tensors[name] = _updated(name, tensors[name], adapter)
-        missing -= tensors.keys()
         save_file(tensors, folder / file.name, metadata=about)
-    if missing:
-        raise InvalidRequest(f"{min(missing)} was trained, and {base.name} has no such weight of its own to put it in")
     for index in base.glob(f"*{INDEX}"):
         shutil.copyfile(index, folder / index.name)
     add_rest(base, folder)
+
+
+def check_fit(base: Path, adapter: PeftAdapter) -> None:
+    """InvalidRequest unless each update has a weight of its shape in `base`; only the heads of the files are read."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in _files(base):
+        with safe_open(file, framework="pt") as weights:
+            shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    for module, update in sorted(adapter.updates.items()):
+        name, shape = f"{module}.weight", update.shape[::-1] if adapter.transposed else update.shape
+        if name not in shapes:
+            raise InvalidRequest(f"{name} was trained, and {base.name} has no such weight of its own to put it in")
+        if shapes[name] != shape:
+            raise InvalidRequest(f"the update of {name} is {shape}, and the weight {shapes[name]}")
 
 
 def add_rest(base: Path, folder: Path) -> None:
@@ -45,9 +56,11 @@ def add_rest(base: Path, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
+def _files(base: Path) -> list[Path]:
+    return sorted(base.glob(f"model*{WEIGHTS}")) or sorted(base.glob(f"*{WEIGHTS}"))
+
+
 def _updated(name: str, weight: torch.Tensor, adapter: PeftAdapter) -> torch.Tensor:
     delta = torch.from_numpy(adapter.updates[name.removesuffix(".weight")].delta())
     delta = delta.T if adapter.transposed else delta
-    if weight.shape != delta.shape:
-        raise InvalidRequest(f"the update of {name} is {tuple(delta.shape)}, and the weight {tuple(weight.shape)}")
     return (weight.float() + delta).to(weight.dtype)

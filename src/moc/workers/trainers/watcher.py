@@ -43,6 +43,11 @@ class Watcher(TrainerCallback):
         self._first_step = state.global_step
         self._started = time.monotonic()
         self._tokens = history.last(state.log_history, "num_tokens") or 0.0
+        if args.eval_strategy != "no" and state.eval_steps > state.max_steps:
+            self._report.message(
+                f"nothing is validated: eval_steps is {state.eval_steps}, and there are {state.max_steps} steps",
+                level="warn",
+            )
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **about: Any
