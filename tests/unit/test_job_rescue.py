@@ -61,6 +61,22 @@ async def test_what_happens_to_a_parent_happens_to_its_children(house: JobHouse)
         await house.submit(replace(SPEC, parent=parent.id))
 
 
+async def test_a_child_that_ends_meanwhile_keeps_no_other_from_its_pause(house: JobHouse) -> None:
+    house.limits.places, house.programs.obeys = 4, False
+    parent = await house.submit(replace(SPEC, type=JobType.TUNE))
+    children = [await house.submit(replace(SPEC, parent=parent.id)) for _ in range(3)]
+    for each in (parent, *children):
+        await house.reaches(each.id, JobState.RUNNING)
+    async with house.jobs._book._held[children[0].id].writing:
+        pausing = asyncio.create_task(house.jobs.pause(parent.id, actor="key-1"))
+        await house.until(parent.id, lambda job: job.wish is Wish.PAUSE)
+        await asyncio.sleep(0)
+        await house.jobs.cancel(children[1].id, actor="key-1")
+
+    await pausing
+    assert [house.jobs.show(each.id).wish for each in children] == [Wish.PAUSE, Wish.CANCEL, Wish.PAUSE]
+
+
 async def test_children_end_with_their_parent(house: JobHouse) -> None:
     parent = await house.submit(replace(SPEC, type=JobType.TUNE))
     program = await house.programs.started()

@@ -53,6 +53,22 @@ def test_checkpoints_are_those_that_are_there() -> None:
     assert len(many.checkpoints) == CHECKPOINTS_MAX
 
 
+def test_of_too_many_lines_the_most_telling_are_heard_and_it_is_said_once() -> None:
+    lines: list[dict[str, object]] = [{"type": "metrics", "step": step} for step in range(1, 100)]
+    lines[10:10] = [
+        {"type": "checkpoint", "name": "checkpoint-10", "step": 10},
+        {"type": "message", "message": "hello"},
+    ]
+    first = take_up(JOB, lines, now=1.0, exists=lambda name: True, events_max=4)
+    again = take_up(first.job, lines, now=1.0, exists=lambda name: True, events_max=4)
+
+    heard = ["Checkpoint checkpoint-10 was saved", "hello", "Step 98", "Step 99"]
+    assert [tale.message for tale in first.tales[:-1]] == heard
+    assert "left out" in first.tales[-1].message
+    assert [tale.message for tale in again.tales] == heard
+    assert (again.job.progress.step, again.job.attempts[-1].left_out) == (99, 2 * 97)
+
+
 def test_the_last_word_is_remembered_with_the_attempt() -> None:
     job, events = told(
         {"type": "error", "reason": "DiskFull", "message": "no room"}, {"type": "result", "metrics": {"a": 1}}

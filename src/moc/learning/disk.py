@@ -22,6 +22,7 @@ class DiskQuota:
         self._used_bytes = 0
         self._looked_at = float("-inf")
         self._began_bytes: dict[Path, int] = {}
+        self._culprit: Path | None = None
         self._patience_bytes = 0.0
 
     def adjust(self, *, limit_bytes: int) -> None:
@@ -36,19 +37,19 @@ class DiskQuota:
 
     def end(self, folder: Path) -> None:
         """It does no more. What it left stays, and is no reason to end the others."""
-        if self._began_bytes.pop(folder, None) is not None and self._used_bytes >= self._limit_bytes:
-            self._patience_bytes = self._used_bytes * TOLERANCE
+        self._began_bytes.pop(folder, None)
+        if folder == self._culprit:
+            self._culprit, self._patience_bytes = None, self._used_bytes * TOLERANCE
 
     def culprit(self) -> Path | None:
         """Who is to end when there is too much: of the folders of jobs that run, the one that grew most."""
         if self.room():
-            self._patience_bytes = 0.0
-            return None
-        if self._used_bytes < self._patience_bytes:
-            return None
-        grown = {folder: _size(folder) - began for folder, began in list(self._began_bytes.items())}
-        most = max(grown, key=lambda folder: grown[folder], default=None)
-        return most if most is not None and grown[most] > 0 else None
+            self._culprit, self._patience_bytes = None, 0.0
+        elif self._culprit is None and self._used_bytes >= self._patience_bytes:
+            grown = {folder: _size(folder) - began for folder, began in list(self._began_bytes.items())}
+            most = max(grown, key=lambda folder: grown[folder], default=None)
+            self._culprit = most if most is not None and grown[most] > 0 else None
+        return self._culprit
 
     def room(self) -> int:
         """Bytes that may still be written, 0 when there is too much already; if there is room, as of seconds ago."""

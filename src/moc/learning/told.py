@@ -49,9 +49,9 @@ def take_up(
     job, heard = replace(job, checkpoints=kept), _most_telling(tales, events_max)
     if len(heard) == len(tales):
         return Told(job, tuple(tales))
+    missing = len(tales) - len(heard)
     if job.attempts and not job.attempts[-1].left_out:
         heard.append(Tale(message="its program tells more than can be kept: some of it is left out", level="warn"))
-    missing = len(tales) - len(heard)
     return Told(_with_attempt(job, lambda attempt: replace(attempt, left_out=attempt.left_out + missing)), tuple(heard))
 
 
