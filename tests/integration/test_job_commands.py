@@ -108,7 +108,7 @@ async def test_an_evaluation_is_submitted(rest_stack: RestStack, run: Run, tmp_p
     await rest_stack.load("smollm2")
     status, out, _ = await run("jobs", "submit", "evaluate", "--model", "smollm2", "--suite", str(suite), "--json")
     job = json.loads(out)
-    assert (status, job["type"], job["model"], job["options"]["suite"]["name"]) == (0, "evaluate", "smollm2", "sums")
+    assert (status, job["type"], job["model"], job["options"]["suite"]["name"]) == (0, "evaluate", "smollm2@1", "sums")
 
 
 async def test_a_search_is_submitted(rest_stack: RestStack, run: Run, tmp_path: Path) -> None:

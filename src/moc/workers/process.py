@@ -41,6 +41,8 @@ KEPT = frozenset(
 AT_WORK = (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
 KILL_TIMEOUT_S = 10.0
 LOOK_S = 0.1
+REAP_S = 1.0
+"""How long a zombie may take to be reaped: of one with threads some may still end, and hold its memory."""
 
 
 def clean_environment(gpus: Sequence[str]) -> dict[str, str]:
@@ -136,13 +138,15 @@ class Process:
 
         Others may stay zombies, where the first process of a container reaps nothing: they are dead, too.
         """
-        over_at = time.monotonic() + timeout_s
+        over_at, given_up_at = time.monotonic() + timeout_s, float("inf")
         while True:
-            dead, left_s = not self.is_alive(), over_at - time.monotonic()
+            left_s = over_at - time.monotonic()
             try:
-                status = cast("int | None", self._process.wait(0 if dead else max(0.0, min(left_s, LOOK_S))))
+                status = cast("int | None", self._process.wait(max(0.0, min(left_s, LOOK_S))))
             except psutil.TimeoutExpired:
-                if dead or left_s <= 0:
+                dead, now = not self.is_alive(), time.monotonic()
+                given_up_at = min(given_up_at, now + REAP_S) if dead else float("inf")
+                if now >= min(over_at, given_up_at):
                     return dead
             except psutil.NoSuchProcess:
                 return True
@@ -244,10 +248,10 @@ def _kill(processes: list[psutil.Process], timeout_s: float) -> bool:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     over_at = time.monotonic() + timeout_s
-    while processes and time.monotonic() < over_at:
-        _, left = psutil.wait_procs(processes, LOOK_S)
-        processes = [process for process in left if _is_alive(process)]  # zombies are dead, whoever fails to reap them
-    return not processes
+    _, left = psutil.wait_procs(processes, min(REAP_S, timeout_s))
+    while (left := [process for process in left if _is_alive(process)]) and time.monotonic() < over_at:
+        _, left = psutil.wait_procs(left, LOOK_S)
+    return not left
 
 
 def _is_alive(process: psutil.Process) -> bool:
