@@ -19,6 +19,8 @@ from tests.acceptance.conftest import model, served
 from tests.coordinator import Coordinator, eventually
 from tests.models import minilm_path
 
+pytestmark = pytest.mark.alone
+
 SENTENCES = [
     "A cat sits on the mat.",
     "The kitten is resting on a rug.",
@@ -153,7 +155,6 @@ def peak_bytes(coordinator: Coordinator, name: str) -> int:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.alone
 def test_the_first_estimate_is_not_too_low(coordinator: Coordinator) -> None:
     expected = {}
     for name in ("new-llama", "large", "new-minilm", "new-moods"):
@@ -178,7 +179,6 @@ def test_the_first_estimate_is_not_too_low(coordinator: Coordinator) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.alone
 def test_unloading_gives_the_memory_back(coordinator: Coordinator) -> None:
     assert coordinator.post("/api/v1/models/minilm/load").status_code == 200
     pid = coordinator.get("/api/v1/models/minilm")["worker"]["pid"]

@@ -82,9 +82,7 @@ _WISH: Final[dict[str, Any]] = {
 }
 JOB_BODY: Final = {"requestBody": {"required": True, "content": {"application/json": {"schema": _WISH}}}}
 job_wishes: Final = msgspec.json.Decoder(JobWish)
-_STREAM: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-}
+_STREAM: Final[dict[int | str, dict[str, Any]]] = {200: {"content": {"text/event-stream": {}}}}
 
 
 def add_jobs(routes: APIRouter, services: Services, closing: asyncio.Event) -> None:

@@ -349,7 +349,7 @@ def _add_events(routes: APIRouter, services: Services, closing: asyncio.Event) -
         "/events",
         tags=["events"],
         response_model=EventList,
-        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        responses={200: {"content": {"text/event-stream": {}}}},
         summary="Follow events, or list them",
     )
     async def events(
