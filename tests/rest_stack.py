@@ -225,7 +225,7 @@ class RestStack:
     def _make_jobs(self, clock: SystemClock) -> None:
         """Jobs of every type, whose programs do what the test says."""
         self.disk = DiskQuota([self.data_dir / "jobs", self.data_dir / "files"], limit_bytes=2**30)
-        self.files = Files(store=self.store, folder=self.data_dir / "files", clock=clock, room=self.disk.room)
+        self.files = Files(store=self.store, folder=self.data_dir / "files", clock=clock, take=self.disk.take)
         self.programs, self.kind = FakePrograms(), FakeKind()
         self.jobs = Jobs(
             store=self.store,

@@ -131,7 +131,7 @@ def test_a_coordinator_that_was_stopped_for_long_starts_no_second_program(coordi
         stopped.send_signal(signal.SIGCONT)
         assert stopped.wait(30) != 0
         done = reaches(other, job, "succeeded", "failed", timeout_s=60)
-        assert done["status"] == "succeeded", done
+        assert (done["status"], done["attempt_count"]) == ("succeeded", 1), (done, all_events(other, job))
         assert "twice" not in (folder_of(other, job) / "journal").read_text()
     finally:
         other.close()

@@ -22,7 +22,7 @@ VERSIONS: Mapping[str, Mapping[str, str]] = {
 
 @pytest.fixture
 def kind(tmp_path: Path) -> Evaluation:
-    files = Files(store=MemoryStore(), folder=tmp_path, clock=SystemClock(), room=lambda: 0)
+    files = Files(store=MemoryStore(), folder=tmp_path, clock=SystemClock(), take=lambda _: None)
     return Evaluation(files=files, answerers=lambda name: VERSIONS.get(name, {}))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from moc.kernel.clock import SystemClock
 from moc.kernel.errors import Internal, InvalidRequest, MocError, NoCapacity, NotFound, TooLarge
+from moc.learning.disk import DiskQuota
 from moc.learning.files import File, Files, Incoming, Purpose, disk_errors
 from moc.store.memory import MemoryStore
 
@@ -24,7 +25,8 @@ async def store() -> AsyncIterator[MemoryStore]:
 
 
 def made(store: MemoryStore, folder: Path, room: int = ROOM) -> Files:
-    return Files(store=store, folder=folder / "files", clock=SystemClock(), room=lambda: room, largest_bytes=2**20)
+    quota = DiskQuota([folder / "files"], limit_bytes=room)
+    return Files(store=store, folder=folder / "files", clock=SystemClock(), take=quota.take, largest_bytes=2**20)
 
 
 @pytest.fixture
@@ -101,10 +103,25 @@ async def test_there_is_a_largest_file_and_a_quota(files: Files, store: MemorySt
     with pytest.raises(TooLarge, match="1MiB"):
         await files.add(pieces(bytes(2**20), b"x"), filename="a", purpose=Purpose.EVALS, actor="me")
     small = made(store, tmp_path, room=7)
-    with pytest.raises(NoCapacity, match="disk_quota"):
-        await add(small)
+    with pytest.raises(NoCapacity, match="disk_quota allows 7B"):
+        await small.add(pieces(b"12345678"), filename="a", purpose=Purpose.EVALS, actor="me")
     assert names(tmp_path) == []
     assert (await add(small, b"1234567")).size_bytes == 7
+
+
+async def test_files_that_arrive_together_share_what_there_is(store: MemoryStore, tmp_path: Path) -> None:
+    few = made(store, tmp_path, room=2**20)
+    await few.start()
+    one, other = await few.receive(), await few.receive()
+    await one.write(bytes(700_000))
+    with pytest.raises(NoCapacity, match="disk_quota allows 1MiB"):
+        await other.write(bytes(700_000))
+    await other.discard()
+    await one.keep(filename="a", purpose=Purpose.EVALS, actor="me")
+    with pytest.raises(NoCapacity):
+        await add(few, bytes(700_000))
+    await few.remove(few.all()[0].id, actor="me")
+    assert (await add(few, bytes(700_000))).size_bytes == 700_000
 
 
 async def test_a_start_deletes_what_an_earlier_life_left_half_done(
@@ -148,7 +165,7 @@ def test_a_purpose_that_nobody_knows_is_refused() -> None:
 
 async def test_a_disk_that_is_full_at_the_last_byte_leaves_nothing(files: Files, tmp_path: Path) -> None:
     with open("/dev/full", "wb") as full:  # noqa: ASYNC230 - a disk that is always full
-        incoming = Incoming(files, tmp_path / "files" / ".new-file", full, room=ROOM, largest_bytes=2**20)
+        incoming = Incoming(files, tmp_path / "files" / ".new-file", full, take=lambda _: None, largest_bytes=2**20)
         await incoming.write(b"all of it")
         with pytest.raises(NoCapacity, match="the disk is full"):
             await incoming.keep(filename="a", purpose=Purpose.EVALS, actor="me")

@@ -38,7 +38,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 async def files(tmp_path: Path) -> AsyncIterator[Files]:
     store = MemoryStore()
     await store.start()
-    files = Files(store=store, folder=tmp_path / "files", clock=SystemClock(), room=lambda: 2**30)
+    files = Files(store=store, folder=tmp_path / "files", clock=SystemClock(), take=lambda _: None)
     await files.start()
     yield files
     await store.stop()

@@ -67,7 +67,7 @@ class Place:
         (folder / "files").mkdir()
         self.models = Models()
         self.cache = folder / "cache"
-        self.files = Files(store=MemoryStore(), folder=folder / "files", clock=SystemClock(), room=lambda: 10**9)
+        self.files = Files(store=MemoryStore(), folder=folder / "files", clock=SystemClock(), take=lambda _: None)
 
     def training(self, type: JobType = JobType.SUPERVISED, **more: Any) -> Training:
         return Training(type=type, files=self.files, registry=self.models, cache=self.cache, kept=3, **more)

@@ -75,7 +75,7 @@ class Learning:
         self._programs = LocalPrograms(
             orphan_grace_s=config.settings.workers.orphan_grace_s, grace_s=settings.grace_s, threads=settings.threads
         )
-        self.files = Files(store=store, folder=files, clock=clock, room=self._disk.room)
+        self.files = Files(store=store, folder=files, clock=clock, take=self._disk.take)
         self.registry = ModelRegistry(
             catalogue=catalogue, aliases=aliases, manager=manager, results=parts.results(config)
         )

@@ -1,6 +1,7 @@
 """How much of the disk jobs and files may take, and do."""
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ TOLERANCE = 1.1
 
 
 class DiskQuota:
-    """What all in `folders` may take together. Looking takes as long as there are files: do it in a thread."""
+    """What all in `folders` may take together. Looking takes as long as there are files: do it in a thread, or several."""
 
     def __init__(self, folders: Sequence[Path], *, limit_bytes: int) -> None:
         self._folders = tuple(folders)
@@ -24,6 +25,7 @@ class DiskQuota:
         self._began_bytes: dict[Path, int] = {}
         self._culprit: Path | None = None
         self._patience_bytes = 0.0
+        self._lock = threading.Lock()
 
     def adjust(self, *, limit_bytes: int) -> None:
         """Allow so much from now on."""
@@ -53,20 +55,37 @@ class DiskQuota:
 
     def room(self) -> int:
         """Bytes that may still be written, 0 when there is too much already; if there is room, as of seconds ago."""
+        with self._lock:
+            return self._look()
+
+    def take(self, size_bytes: int) -> None:
+        """So much is about to be written, and counts at once; NoCapacity when there is no room for it, or for a byte."""
+        needed = max(1, size_bytes)
+        with self._lock:
+            if self._look() < needed:
+                self._looked_at = float("-inf")
+                if self._look() < needed:
+                    raise self._full()
+            self._used_bytes += size_bytes
+
+    def check(self) -> None:
+        """NoCapacity when all that is allowed is used up."""
+        if not self.room():
+            raise self._full()
+
+    def _look(self) -> int:
         now = time.monotonic()
         if now - self._looked_at >= FRESH_S or self._used_bytes >= self._limit_bytes:
             self._used_bytes = sum(_size(folder) for folder in self._folders)
             self._looked_at = now
         return max(0, self._limit_bytes - self._used_bytes)
 
-    def check(self) -> None:
-        """NoCapacity when all that is allowed is used up."""
-        if not self.room():
-            raise NoCapacity(
-                f"jobs and files take {Bytes(self._used_bytes)} of the disk, and learning.disk_quota allows "
-                f"{Bytes(self._limit_bytes)}; remove some, or raise it",
-                details={"reason": "DiskFull"},
-            )
+    def _full(self) -> NoCapacity:
+        return NoCapacity(
+            f"jobs and files take {Bytes(self._used_bytes)} of the disk, and learning.disk_quota allows "
+            f"{Bytes(self._limit_bytes)}; remove some with `moc files remove` or `moc jobs remove`, or raise it",
+            details={"reason": "DiskFull"},
+        )
 
 
 def _size(folder: Path) -> int:

@@ -67,7 +67,8 @@ class File:
 class Files:
     """Every file, of at most `largest_bytes` each.
 
-    `folder` belongs to it alone; `room` tells how many bytes more may be kept, and may block.
+    `folder` belongs to it alone; `take` is told of bytes before they are written, may block, and refuses what there
+    is no room for with NoCapacity.
     """
 
     def __init__(
@@ -76,13 +77,13 @@ class Files:
         store: Store,
         folder: Path,
         clock: Clock,
-        room: Callable[[], int],
+        take: Callable[[int], None],
         largest_bytes: int = LARGEST_BYTES,
     ) -> None:
         self._store = store
         self._folder = folder
         self._clock = clock
-        self._room = room
+        self._take = take
         self._largest_bytes = largest_bytes
         self._table: Table[File] = Table(store, "files/", File)
         self._files: dict[str, File] = {}
@@ -118,11 +119,11 @@ class Files:
 
     async def receive(self) -> "Incoming":
         """Begin to take one in; NoCapacity when there is no room for any."""
-        room = await asyncio.to_thread(self._room)
+        await asyncio.to_thread(self._take, 0)
         aside = self._folder / f"{_ASIDE}{new_id('file')}"
         with disk_errors("opening a new file"):
             content = await to_the_end(asyncio.to_thread(aside.open, "xb"))
-        return Incoming(self, aside, content, room=room, largest_bytes=self._largest_bytes)
+        return Incoming(self, aside, content, take=self._take, largest_bytes=self._largest_bytes)
 
     async def add(self, chunks: AsyncIterator[bytes], *, filename: str, purpose: Purpose, actor: str) -> File:
         """Take in a whole one; see `Incoming` for what may go wrong."""
@@ -184,11 +185,11 @@ class Files:
 class Incoming:
     """A file on its way: write its pieces, then keep it. Whatever happens in between, discard it in the end."""
 
-    def __init__(self, files: Files, aside: Path, content: BinaryIO, *, room: int, largest_bytes: int) -> None:
+    def __init__(self, files: Files, aside: Path, content: BinaryIO, *, take: Callable[[int], None], largest_bytes: int) -> None:
         self._files = files
         self._aside = aside
         self._content = content
-        self._room = room
+        self._take = take
         self._largest_bytes = largest_bytes
         self._hash = hashlib.sha256()
         self._size = 0
@@ -198,11 +199,6 @@ class Incoming:
         self._size += len(chunk)
         if self._size > self._largest_bytes:
             raise TooLarge(f"the file is larger than {Bytes(self._largest_bytes)}; split it into several")
-        if self._size > self._room:
-            raise NoCapacity(
-                "files and jobs would take more than `learning.disk_quota` allows; remove some with "
-                "`moc files remove` or `moc jobs remove`, or raise it"
-            )
         with disk_errors("writing a file"):
             await to_the_end(asyncio.to_thread(self._write, chunk))
 
@@ -234,6 +230,7 @@ class Incoming:
         await to_the_end(asyncio.to_thread(self._discard))
 
     def _write(self, chunk: bytes) -> None:
+        self._take(len(chunk))
         self._content.write(chunk)
         self._hash.update(chunk)
 
