@@ -21,7 +21,7 @@ from moc.models.ports import Launch
 from moc.resilience.deadline import Deadline
 from moc.workers.link import WorkerLink
 from moc.workers.local import LocalWorkers
-from moc.workers.runtimes.transformers_engine import is_out_of_memory
+from moc.workers.runtimes.hugging_face.engine import is_out_of_memory
 from tests import tiny
 from tests.hosted import arrays, host, tensors
 

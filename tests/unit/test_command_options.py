@@ -11,7 +11,7 @@ from moc.kernel.errors import LoadFailed
 from moc.models.model import ModelSpec
 from moc.service.models import spec_from
 from moc.workers.runtimes.command import load
-from moc.workers.runtimes.command_line import Words
+from moc.workers.runtimes.served.line import Words
 
 MANUAL = Path(__file__).parents[2] / "docs" / "howto" / "run-any-engine.md"
 MEANINGS = {"host": "127.0.0.1", "port": "4000", "path": "/models/a b.gguf", "key": "secret"}

@@ -1,7 +1,7 @@
 import json
 from typing import Any
 
-from moc.workers.runtimes.llama_answer import Answer
+from moc.workers.runtimes.llama.answer import Answer
 
 
 def whole(*choices: dict[str, Any], **last: Any) -> dict[str, Any]:

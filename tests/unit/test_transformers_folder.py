@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from moc.kernel.errors import LoadFailed
-from moc.workers.runtimes.transformers_folder import Folder, Pooling
+from moc.workers.runtimes.hugging_face.folder import Folder, Pooling
 
 
 def folder(path: Path, config: Any = None, *names: str, **files: Any) -> Folder:

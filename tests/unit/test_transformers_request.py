@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from moc.kernel.errors import InvalidRequest, Unimplemented
-from moc.workers.runtimes.transformers_request import ChatRequest, CompletionRequest, EmbeddingsRequest, read
+from moc.workers.runtimes.hugging_face.request import ChatRequest, CompletionRequest, EmbeddingsRequest, read
 
 USER = {"role": "user", "content": "Hi"}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moc.workers.runtimes.transformers_text import Text
+from moc.workers.runtimes.hugging_face.text import Text
 
 
 def decode(tokens: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ TOLERANCE = 1.1
 
 
 class DiskQuota:
-    """What all in `folders` may take together. Looking takes as long as there are files: do it in a thread, or several."""
+    """What all in `folders` may take together. Looking takes as long as there are files: do it in threads."""
 
     def __init__(self, folders: Sequence[Path], *, limit_bytes: int) -> None:
         self._folders = tuple(folders)
@@ -59,7 +59,7 @@ class DiskQuota:
             return self._look()
 
     def take(self, size_bytes: int) -> None:
-        """So much is about to be written, and counts at once; NoCapacity when there is no room for it, or for a byte."""
+        """So much is about to be written, and counts at once; NoCapacity when there is no room for it, or for any."""
         needed = max(1, size_bytes)
         with self._lock:
             if self._look() < needed:

@@ -185,7 +185,9 @@ class Files:
 class Incoming:
     """A file on its way: write its pieces, then keep it. Whatever happens in between, discard it in the end."""
 
-    def __init__(self, files: Files, aside: Path, content: BinaryIO, *, take: Callable[[int], None], largest_bytes: int) -> None:
+    def __init__(
+        self, files: Files, aside: Path, content: BinaryIO, *, take: Callable[[int], None], largest_bytes: int
+    ) -> None:
         self._files = files
         self._aside = aside
         self._content = content

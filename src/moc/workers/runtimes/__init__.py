@@ -1,1 +1,1 @@
-"""Engines, one file each; imported inside a worker process only."""
+"""Engines, one file each, with a folder where that is not enough; imported inside a worker process only."""

@@ -27,13 +27,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moc.kernel.errors import LoadFailed
-from moc.workers.runtimes.command_line import Words
-from moc.workers.runtimes.command_plan import plan_for
-from moc.workers.runtimes.command_server import Server
 from moc.workers.runtimes.runtime import Run
+from moc.workers.runtimes.served.line import Words
+from moc.workers.runtimes.served.plan import plan_for
+from moc.workers.runtimes.served.server import Server
 
 if TYPE_CHECKING:
-    from moc.workers.runtimes.command_engine import Engine
+    from moc.workers.runtimes.served.engine import Engine
 
 HOST = "127.0.0.1"
 KEY = "key"
@@ -65,7 +65,7 @@ def load(*, model: str, path: str, options: dict[str, Any], run: Run) -> "Engine
     environment = {name: words.fill(text, files=True) for name, text in plan.environment.items()}
     server = Server.start(command, {**os.environ, **environment})
     # while it starts, the rest is imported
-    from moc.workers.runtimes.command_engine import Engine
+    from moc.workers.runtimes.served.engine import Engine
     from moc.workers.upstream import Upstream, UpstreamOptions
 
     upstream = Upstream(

@@ -28,7 +28,7 @@ from moc.workers.runtimes.runtime import Run, file_in
 
 if TYPE_CHECKING:
     from moc.inference.request import Kind
-    from moc.workers.runtimes.llama_slots import LlamaSlots
+    from moc.workers.runtimes.llama.slots import LlamaSlots
 
 ERRORS_ONLY = 1
 POOLING = {
@@ -48,8 +48,8 @@ def load(*, model: str, path: str, options: dict[str, Any], run: Run) -> "LlamaS
     except (RuntimeError, ValueError):
         # the engine says why on stderr, and here only that it did not
         raise LoadFailed(f"llama.cpp cannot load {model}", reason="load_failed") from None
-    from moc.workers.runtimes.llama_slots import LlamaSlots
-    from moc.workers.runtimes.llama_tokens import LlamaTokens
+    from moc.workers.runtimes.llama.slots import LlamaSlots
+    from moc.workers.runtimes.llama.tokens import LlamaTokens
 
     tokens = LlamaTokens(params.hostnames[0], params.api_keys[0])
     return LlamaSlots(server, _kinds(params), tokens, model=model, slots=params.n_parallel, context=params.n_ctx)

@@ -26,10 +26,10 @@ import torch
 import transformers
 
 from moc.kernel.errors import LoadFailed
+from moc.workers.runtimes.hugging_face.engine import Engine, Tokens, is_out_of_memory
+from moc.workers.runtimes.hugging_face.folder import POOLINGS, Folder
 from moc.workers.runtimes.options import Options
 from moc.workers.runtimes.runtime import Run, Runtime
-from moc.workers.runtimes.transformers_engine import Engine, Tokens, is_out_of_memory
-from moc.workers.runtimes.transformers_folder import POOLINGS, Folder
 
 AUTO_CLASSES = {
     "chat": transformers.AutoModelForCausalLM,
@@ -105,14 +105,14 @@ def _runtime(model: str, folder: Folder, task: str, plan: _Plan) -> Runtime:
     engine = Engine(model, network, tokens, context=plan.context, slots=plan.slots)
     match task:
         case "embeddings":
-            from moc.workers.runtimes.transformers_encoder import Embedder
+            from moc.workers.runtimes.hugging_face.encoder import Embedder
 
             return Embedder(engine, folder.pooling(plan.pooling))
         case "classification":
-            from moc.workers.runtimes.transformers_encoder import Classifier
+            from moc.workers.runtimes.hugging_face.encoder import Classifier
 
             return Classifier(engine)
-    from moc.workers.runtimes.transformers_generator import Generator
+    from moc.workers.runtimes.hugging_face.generator import Generator
 
     if plan.task == "chat" and not tokens.can_chat:
         raise LoadFailed(

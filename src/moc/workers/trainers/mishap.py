@@ -3,7 +3,7 @@
 import errno
 
 from moc.learning.job import Reason
-from moc.workers.runtimes.transformers_engine import is_out_of_memory
+from moc.workers.runtimes.hugging_face.engine import is_out_of_memory
 from moc.workers.trainers.assignment import Failure
 
 FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "enforce fail at inline_container.cc")

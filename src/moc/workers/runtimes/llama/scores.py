@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from moc.kernel.errors import Internal, InvalidRequest
-from moc.workers.runtimes.llama_tokens import LlamaTokens, Token
+from moc.workers.runtimes.llama.tokens import LlamaTokens, Token
 from moc.workers.runtimes.scores import EchoRequest, Score, Scored, offsets
 
 FORCED = 1e4

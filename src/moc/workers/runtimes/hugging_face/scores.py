@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from moc.kernel.errors import Cancelled
+from moc.workers.runtimes.hugging_face.engine import Engine
 from moc.workers.runtimes.scores import EchoRequest, Score, Scored
-from moc.workers.runtimes.transformers_engine import Engine
 
 BLOCK = 256
 """How many tokens are read at once: the scores of all tokens there are, for each of them, must fit into memory."""

@@ -11,9 +11,9 @@ import torch
 
 from moc.inference.request import Reply, Request, TensorSpec
 from moc.kernel.errors import Cancelled, InvalidRequest, Unimplemented
-from moc.workers.runtimes.transformers_engine import Engine
-from moc.workers.runtimes.transformers_folder import Pooling
-from moc.workers.runtimes.transformers_request import EmbeddingsRequest, read
+from moc.workers.runtimes.hugging_face.engine import Engine
+from moc.workers.runtimes.hugging_face.folder import Pooling
+from moc.workers.runtimes.hugging_face.request import EmbeddingsRequest, read
 from moc.workers.tensors import chosen, inputs_of, reply_of, texts_of
 
 T = TypeVar("T")

@@ -11,8 +11,8 @@ import msgspec
 
 from moc.inference.request import Info, Reply, Request
 from moc.kernel.errors import LoadFailed, MocError
-from moc.workers.runtimes.command_plan import Hook, Plan
-from moc.workers.runtimes.command_server import Server
+from moc.workers.runtimes.served.plan import Hook, Plan
+from moc.workers.runtimes.served.server import Server
 from moc.workers.upstream import Upstream
 
 PAUSE_S = 0.05

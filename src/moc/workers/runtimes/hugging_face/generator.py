@@ -22,12 +22,12 @@ from transformers import (
 from moc.inference.request import Reply, Request
 from moc.kernel.errors import Unimplemented
 from moc.workers.runtimes.feed import Feed
+from moc.workers.runtimes.hugging_face.answer import Answer, Outcome
+from moc.workers.runtimes.hugging_face.engine import Engine
+from moc.workers.runtimes.hugging_face.request import ChatRequest, CompletionRequest, Settings, read
+from moc.workers.runtimes.hugging_face.scores import Scorer
+from moc.workers.runtimes.hugging_face.text import Text
 from moc.workers.runtimes.scores import answer, read_echo
-from moc.workers.runtimes.transformers_answer import Answer, Outcome
-from moc.workers.runtimes.transformers_engine import Engine
-from moc.workers.runtimes.transformers_request import ChatRequest, CompletionRequest, Settings, read
-from moc.workers.runtimes.transformers_scores import Scorer
-from moc.workers.runtimes.transformers_text import Text
 
 Wish = ChatRequest | CompletionRequest
 Take = Callable[[str], bool]

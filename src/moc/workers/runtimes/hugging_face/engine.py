@@ -16,8 +16,8 @@ from jinja2 import TemplateError
 
 from moc.inference.request import Info, Kind, Reply, Request, TensorSpec
 from moc.kernel.errors import InvalidRequest, NoCapacity, Unimplemented
+from moc.workers.runtimes.hugging_face.request import ChatRequest
 from moc.workers.runtimes.tokenization import read_tokenize, tokenized
-from moc.workers.runtimes.transformers_request import ChatRequest
 
 
 class Tokens:

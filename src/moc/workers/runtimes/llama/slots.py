@@ -12,9 +12,9 @@ import xllamacpp
 from moc.inference.request import Info, Kind, Reply, Request
 from moc.kernel.errors import Cancelled, Internal, InvalidRequest, MocError, Unavailable, Unimplemented
 from moc.workers.runtimes.feed import Feed
-from moc.workers.runtimes.llama_answer import Answer
-from moc.workers.runtimes.llama_scores import LlamaScores
-from moc.workers.runtimes.llama_tokens import LlamaTokens
+from moc.workers.runtimes.llama.answer import Answer
+from moc.workers.runtimes.llama.scores import LlamaScores
+from moc.workers.runtimes.llama.tokens import LlamaTokens
 from moc.workers.runtimes.scores import EchoRequest, answer, read_echo
 from moc.workers.runtimes.tokenization import read_tokenize, tokenized
 

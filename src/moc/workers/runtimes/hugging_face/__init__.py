@@ -1,0 +1,1 @@
+"""What the runtime `transformers` is made of."""

@@ -1,0 +1,1 @@
+"""What the runtime `llama_cpp` is made of."""

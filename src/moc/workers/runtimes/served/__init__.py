@@ -1,0 +1,1 @@
+"""What the runtime `command` is made of: a server of the user's own, started and spoken to."""
