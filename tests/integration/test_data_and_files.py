@@ -130,6 +130,16 @@ async def test_tokens_are_counted_by_both_clients_and_a_command(stack: RestStack
     assert (await run("tokenize", "words", "a b"))[1] == "2 tokens of 64\n7 7\n"
 
 
+async def test_a_file_without_rows_is_not_fit_to_learn_from(run: Run, tmp_path: Path) -> None:
+    for content in ("", "\n \n"):
+        path = tmp_path / "train.jsonl"
+        path.write_text(content)
+        code, out, _ = await run("data", "check", path)
+        assert (code, "0 good, 0 broken" in out) == (1, True), out
+        assert (await run("data", "split", path, "-o", tmp_path / "parts"))[0] != 0
+        assert not (tmp_path / "parts").exists()
+
+
 async def test_data_is_checked_line_by_line(run: Run, tmp_path: Path) -> None:
     path = written(tmp_path / "train.jsonl", CHAT, "nope", CHAT)
     valid = written(tmp_path / "valid.jsonl", CHAT)
@@ -157,6 +167,7 @@ async def test_tokens_of_rows_are_counted_as_a_model_does(run: Run, tmp_path: Pa
     assert (told["files"][0]["tokens"]["max"], told["files"][0]["too_long"]) == (4, 1)
     code, _, complaint = await run("data", "check", path, "--model", "nobody")
     assert (code, "nobody" in complaint) == (1, True)
+    assert "Traceback" not in complaint
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,45 @@ async def test_an_evaluation_is_submitted(rest_stack: RestStack, run: Run, tmp_p
     assert (status, job["type"], job["model"], job["options"]["suite"]["name"]) == (0, "evaluate", "smollm2@1", "sums")
 
 
+async def test_what_was_sent_for_a_job_that_is_refused_is_taken_back(
+    rest_stack: RestStack, run: Run, tmp_path: Path
+) -> None:
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"text": "one"}\n')
+    status, _, err = await run(*SFT, "--data", str(data), "--name", "a" * 300)
+    assert (status, "`name` is longer" in err) == (1, True)
+    assert rest_stack.files.all() == []
+
+
+async def test_a_suite_sends_only_what_lies_below_its_folder(rest_stack: RestStack, run: Run, tmp_path: Path) -> None:
+    suite = tmp_path / "suites" / "eval.yaml"
+    suite.parent.mkdir()
+    suite.write_text("name: a\ntasks: [{name: a, type: exact_match, data: ../mine.jsonl}]\n")
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "1 + 1 =", "expected": "2"}\n')
+    await rest_stack.load("smollm2")
+    for command in (("evaluate", "run"), ("jobs", "submit", "evaluate")):
+        arguments = (*command, "--model", "smollm2", "--suite", str(suite))
+        status, _, err = await run(*arguments)
+        assert (status, "../mine.jsonl does not lie below its folder" in err) == (1, True), err
+        assert rest_stack.files.all() == []
+        status, _, err = await run(*arguments, "--allow-outside", "--json")
+        assert status == 0, err
+        (file,) = rest_stack.files.all()
+        assert file.filename == "mine.jsonl"
+        await rest_stack.files.remove(file.id, actor="test")
+
+
+async def test_a_suite_that_is_wrong_is_told_by_line_before_anything_is_sent(
+    rest_stack: RestStack, run: Run, tmp_path: Path
+) -> None:
+    suite = tmp_path / "eval.yaml"
+    suite.write_text("name: a\ntasks:\n  - name: a\n    type: exact_match\n    data: a.jsonl\n    max_token: 7\n")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "one"}\n')
+    status, _, err = await run("evaluate", "run", "--model", "smollm2", "--suite", str(suite))
+    assert (status, f"{suite}:3: " in err, "max_tokens" in err) == (1, True, True), err
+    assert rest_stack.files.all() == []
+
+
 async def test_a_search_is_submitted(rest_stack: RestStack, run: Run, tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("epochs: {low: 1, high: 3}\n")

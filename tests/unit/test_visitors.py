@@ -19,6 +19,15 @@ from moc.service.visitors import JobVisitors
 from moc.store.memory import MemoryStore
 
 
+class AheadClock(SystemClock):
+    """The time, and `ahead_s` more."""
+
+    ahead_s = 0.0
+
+    def wall(self) -> float:
+        return super().wall() + self.ahead_s
+
+
 def job(created_by: str, type: JobType = JobType.EVALUATE) -> Job:
     return Job(
         id="job-1",
@@ -104,6 +113,21 @@ async def test_a_program_is_locked_out_with_who_submitted_its_job(tmp_path: Path
         identity.quota.check()
     await keys.stop()
     await keys.start()
+    with pytest.raises(Unauthenticated, match=owner.id):
+        authenticator.identify(token)
+    await keys.stop()
+
+
+async def test_a_program_is_locked_out_when_the_key_expires_that_submitted_its_job(tmp_path: Path) -> None:
+    keys, visitors = await made(tmp_path)
+    later = AheadClock()
+    authenticator = Authenticator(keys=keys, clock=later)
+    _, owner = await keys.create(KeyTerms(role=Role.OPERATOR, expires_in_s=60), actor="test")
+    environment = await visitors.admit(job(owner.id), tmp_path)
+    token = (await asyncio.to_thread(Path(environment["MOC_API_KEY_FILE"]).read_text)).strip()
+    later.ahead_s = 59
+    assert authenticator.identify(token).on_behalf_of == owner.id
+    later.ahead_s = 61
     with pytest.raises(Unauthenticated, match=owner.id):
         authenticator.identify(token)
     await keys.stop()

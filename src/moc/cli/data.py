@@ -130,21 +130,18 @@ async def _count(session: Session, model: str, paths: Sequence[Path], reports: "
 async def _count_all(client: "AsyncClient", model: str, path: Path, wanted: "Format") -> list[int]:
     from moc.learning.rows import Row, rows
 
-    counts: list[int] = []
-    waiting: set[asyncio.Task[int]] = set()
+    values = (row.value for row in rows(path, wanted) if isinstance(row, Row))
+
+    async def count() -> list[int]:
+        return [await _count_row(client, model, value) for value in values]  # whoever is free takes the next
+
+    counting = [asyncio.create_task(count()) for _ in range(AT_ONCE)]
     try:
-        for row in rows(path, wanted):
-            if not isinstance(row, Row):
-                continue
-            waiting.add(asyncio.create_task(_count_row(client, model, row.value)))
-            if len(waiting) == AT_ONCE:
-                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                counts += [task.result() for task in done]
-        counts += await asyncio.gather(*waiting)
+        return [tokens for counts in await asyncio.gather(*counting) for tokens in counts]
     finally:
-        for task in waiting:
+        for task in counting:
             task.cancel()
-    return counts
+        await asyncio.gather(*counting, return_exceptions=True)
 
 
 async def _count_row(client: "AsyncClient", model: str, value: dict[str, Any]) -> int:
