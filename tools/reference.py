@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import typer
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -164,9 +165,9 @@ def routes() -> str:
     services = cast(Services, _Nothing())
     protocols = protocol_operations(services)
     app = FastAPI(openapi_url=None)
-    app.include_router(management.router(services, closing=asyncio.Event()))
-    app.include_router(operations.router(services))
-    app.include_router(compatibility.router(services))
+    app.include_router(management.router(services, closing=asyncio.Event(), route=APIRoute))
+    app.include_router(operations.router(services, route=APIRoute))
+    app.include_router(compatibility.router(services, route=APIRoute))
     public = frozenset(operation.path for operation in protocols if operation.public) | frozenset(operations.PUBLIC)
     by_tag: dict[str, list[tuple[str, str, str]]] = {}
     for path, methods in document(app, protocols, public)["paths"].items():

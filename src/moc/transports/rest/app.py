@@ -1,15 +1,17 @@
 """The ASGI application: the inference protocols, the management API, and the gate before both."""
 
 import asyncio
+from collections.abc import Callable
+from functools import cache
 from http import HTTPStatus
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import Response
-from fastapi.routing import iter_route_contexts
+from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.routing import Router, compile_path
 from starlette.types import ASGIApp
@@ -70,9 +72,24 @@ def protocol_operations(services: Services) -> list[Operation]:
     return sorted(found, key=lambda operation: operation.path.endswith("{model}"))
 
 
+class _Served(APIRoute):
+    """A route as it is asked, without what only the document tells of its answers: that takes long to make."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "response_model": None, "responses": None})
+
+
 def _management(
     services: Services, closing: asyncio.Event, protocols: list[Operation], public: frozenset[str]
 ) -> FastAPI:
+    @cache
+    def told() -> bytes:
+        return msgspec.json.encode(document(_app(services, closing, APIRoute, told), protocols, public))
+
+    return _app(services, closing, _Served, told)
+
+
+def _app(services: Services, closing: asyncio.Event, route: type[APIRoute], told: Callable[[], bytes]) -> FastAPI:
     app = FastAPI(
         openapi_url=None,
         generate_unique_id_function=lambda route: route.name,
@@ -84,13 +101,13 @@ def _management(
             Exception: _refused,
         },
     )
-    app.include_router(management.router(services, closing=closing))
-    app.include_router(operations.router(services))
-    app.include_router(compatibility.router(services))
+    app.include_router(management.router(services, closing=closing, route=route))
+    app.include_router(operations.router(services, route=route))
+    app.include_router(compatibility.router(services, route=route))
 
     @app.get(_OPENAPI, tags=["operations"], summary="Show this document")
     async def openapi() -> Response:
-        return Response(msgspec.json.encode(document(app, protocols, public)), media_type="application/json")
+        return Response(await asyncio.to_thread(told), media_type="application/json")
 
     @app.get("/docs", tags=["operations"], response_class=Response, summary="Show this document for people")
     async def docs() -> Response:

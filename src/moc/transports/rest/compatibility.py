@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from fastapi import APIRouter
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from msgspec import Meta, Struct
 
 from moc.kernel.errors import InvalidRequest, Unimplemented
@@ -62,9 +63,9 @@ _load_decoder: Final = msgspec.json.Decoder(LoadRequest)
 _fields_decoder: Final = msgspec.json.Decoder(dict[str, Any])
 
 
-def router(services: Services) -> APIRouter:
+def router(services: Services, *, route: type[APIRoute]) -> APIRouter:
     """The routes."""
-    routes = APIRouter(tags=[_TAG], deprecated=True)
+    routes = APIRouter(tags=[_TAG], deprecated=True, route_class=route)
     _add_inference(routes, services)
     _add_models(routes, services)
     _add_jobs(routes, services)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 
 from moc.kernel.errors import InvalidRequest
 from moc.resilience.deadline import Deadline
@@ -182,9 +183,9 @@ _new_model_decoder: Final = msgspec.json.Decoder(dict[str, Any])
 _NEW_MODEL_BODY: Final = {"requestBody": {"required": True, "content": {"application/json": {"schema": NEW_MODEL}}}}
 
 
-def router(services: Services, *, closing: asyncio.Event) -> APIRouter:
+def router(services: Services, *, closing: asyncio.Event, route: type[APIRoute]) -> APIRouter:
     """The routes; event streams end when `closing` is set."""
-    routes = APIRouter(prefix="/api/v1")
+    routes = APIRouter(prefix="/api/v1", route_class=route)
     add_leases(routes, services, closing)  # first, for routes are compared one by one and these are asked most
     _add_models(routes, services)
     _add_model_changes(routes, services)

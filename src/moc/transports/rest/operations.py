@@ -6,6 +6,7 @@ from typing import Any, Final
 import msgspec
 from fastapi import APIRouter
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 
 from moc.service.services import Services
 from moc.service.system import METRICS_CONTENT_TYPE
@@ -36,9 +37,9 @@ class Health:
     version: str
 
 
-def router(services: Services) -> APIRouter:
+def router(services: Services, *, route: type[APIRoute]) -> APIRouter:
     """The routes."""
-    routes = APIRouter(tags=["operations"])
+    routes = APIRouter(tags=["operations"], route_class=route)
     system = services.system
 
     @routes.get("/livez", response_model=Probe, summary="Tell that the process answers")
