@@ -30,11 +30,11 @@ finetune: install ## fine-tune the starter model on a small example, and prove w
 ##@ Develop
 .PHONY: test test-fast traffic kills soak bench bench-eviction format check
 test: install clients ## every test, with the judging clients
-	$(BIN)/pytest tests/unit tests/contract tests/integration -n 2
-	$(BIN)/pytest tests/acceptance tests/faults -m "not alone" -n 2 --dist loadfile
+	$(BIN)/pytest tests/unit tests/contract tests/integration -n 3 --dist worksteal
+	$(BIN)/pytest tests/acceptance tests/faults -m "not alone" -n 3 --dist loadfile
 	$(BIN)/pytest tests/acceptance tests/faults -m alone
 test-fast: install ## unit and contract tests, under a minute
-	$(BIN)/pytest tests/unit tests/contract -m "not slow" -n 2
+	$(BIN)/pytest tests/unit tests/contract -m "not slow" -n 3 --dist worksteal --hypothesis-profile fast
 traffic: install ## a minute of mixed traffic while workers and remotes fail; TRAFFIC_S=600 SEED=7
 	TRAFFIC_S=$${TRAFFIC_S:-60} $(BIN)/pytest -s tests/faults/test_traffic.py
 kills: install ## thirty times kill -9 a worker, a training or the coordinator at a random moment; KILL_ROUNDS=10

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 # A busy machine is no fault.
 settings.register_profile("moc", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fast", settings.get_profile("moc"), max_examples=20)
 settings.load_profile("moc")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

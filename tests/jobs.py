@@ -39,7 +39,8 @@ COUNTING = textwrap.dedent(
         aside.write_text(str(step))
         aside.rename(saved)
         journal.write(f"{attempt} {step}\\n")
-        tell(type="metrics", step=step, total_steps=total, metrics={"train_loss": 1 / step})
+        if step % 5 == 0:
+            tell(type="metrics", step=step, total_steps=total, metrics={"train_loss": 1 / step})
         tell(type="message", message=f"{attempt} {step}")
         if step % 10 == 0:
             tell(type="checkpoint", name="count", step=step)
@@ -47,7 +48,10 @@ COUNTING = textwrap.dedent(
     tell(type="result", metrics={"count": step})
     """
 )
-"""`counting.py STEPS PAUSE_S`: saves every step, goes on from the last, and ends with 75 when it is told to."""
+"""`counting.py STEPS PAUSE_S`: saves every step, goes on from the last, and ends with 75 when it is told to.
+
+Within eight seconds it tells of 50 steps a second no more than all of which is heard.
+"""
 
 TRUSTED = {"trusted_commands": [sys.executable]}
 

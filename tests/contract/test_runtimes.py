@@ -139,6 +139,7 @@ CASES = {
         suffix="",
     ),
 }
+SLOW = frozenset({"command", "transformers"})
 
 
 @pytest.fixture
@@ -148,9 +149,7 @@ async def here() -> AsyncIterator[Host]:
             yield it
 
 
-@pytest.fixture(
-    params=[pytest.param(name, marks=pytest.mark.slow) if name == "transformers" else name for name in CASES]
-)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES])
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 

@@ -217,7 +217,7 @@ class SqliteMachine(StoreMachine):
     kind = "sqlite"
 
 
-@pytest.mark.parametrize("machine", [MemoryMachine, SqliteMachine])
+@pytest.mark.parametrize("machine", [MemoryMachine, pytest.param(SqliteMachine, marks=pytest.mark.slow)])
 def test_a_store_does_what_a_dictionary_would(machine: type[StoreMachine]) -> None:
     run_state_machine_as_test(
         machine,

@@ -19,9 +19,17 @@ from moc.learning.ports import Base
 from moc.service.job_memory import TTL_S, JobMemory
 from moc.store.memory import MemoryStore
 from moc.testing.devices import FakeDevices, fake_reading
-from tests.gguf_models import tiny_gguf
+from tests.headers import gguf
 from tests.unit.test_handover import SharedHost
 
+LLAMA: dict[str, Any] = {
+    "general.architecture": "llama",
+    "llama.block_count": 2,
+    "llama.embedding_length": 64,
+    "llama.feed_forward_length": 128,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+}
 NO_PROCESS = 5_000_001
 """A process id that no system gives out."""
 
@@ -271,7 +279,8 @@ async def test_a_gpu_is_preferred_by_who_computes(host: JobHost) -> None:
 
 
 async def test_the_numbers_of_the_base_are_read_from_its_files(host: JobHost, tmp_path: Path) -> None:
-    path = tiny_gguf(tmp_path, "llama")
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf(LLAMA, {"token_embd.weight": ((64, 100), 0, 25_600)}))
     small = Base(
         reference="m@1",
         digest="d",
