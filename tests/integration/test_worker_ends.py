@@ -268,6 +268,7 @@ async def test_a_number_that_another_process_has_now_is_not_killed(here: Host, w
         put = newer._table.put(worker.id, worker, expect=record.revision)
         await here.store.commit([type(put)(put.key, value, record.revision)])
         os.kill(worker.pid, signal.SIGKILL)
+        await eventually(lambda: not running(worker.pid))
         assert await newer.adopt() == []
         assert running(bystander.pid)
     finally:
