@@ -68,7 +68,7 @@ def train(client: Client) -> list[float]:
         model=BASE,
         name=NAME,
         training_file=data["id"],
-        hyperparameters={"epochs": 3, "learning_rate": 5e-4, "batch_size": 4, "lora_rank": 16, "max_length": 128},
+        hyperparameters={"epochs": 3, "learning_rate": 4e-4, "batch_size": 4, "lora_rank": 16, "max_length": 128},
     )
     print(f"  {job['id']}")
     losses = []
