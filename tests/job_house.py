@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from moc.kernel.clock import SystemClock
 from moc.learning.disk import DiskQuota
-from moc.learning.job import Job, JobSpec, JobState, JobType
+from moc.learning.job import Job, JobSpec, JobState, JobType, Reason
 from moc.learning.jobs import Jobs
 from moc.learning.watch import Limits
 from moc.security.identity import Identity, Role
@@ -17,6 +19,21 @@ from moc.testing.seat import FakeSeat
 
 ME = Identity("key-1", "me", Role.OPERATOR)
 SPEC = JobSpec(type=JobType.SCRIPT)
+
+
+def made_job(spec: JobSpec, **changes: Any) -> Job:
+    """A job that runs, as nothing else knows it."""
+    usual = Job(
+        id="job-1",
+        spec=spec,
+        state=JobState.RUNNING,
+        reason=Reason.STARTED,
+        created_at=0.0,
+        created_by="key-1",
+        created_by_name="me",
+        changed_at=0.0,
+    )
+    return replace(usual, **changes)
 
 
 class JobHouse:

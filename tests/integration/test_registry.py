@@ -14,7 +14,7 @@ import pytest
 from moc.inference.request import Request
 from moc.kernel.clock import SystemClock
 from moc.kernel.errors import Conflict, InvalidRequest, LoadFailed, NotFound
-from moc.learning.job import Job, JobSpec, JobState, JobType, Reason
+from moc.learning.job import Job, JobSpec, JobState, JobType
 from moc.learning.ports import Trained
 from moc.models.alias import Alias
 from moc.models.aliases import AliasBook
@@ -35,6 +35,7 @@ from moc.workers.remote import RemoteWorkers
 from moc.workers.trainers.export import export
 from tests.gguf_models import adapted, network_of, tiny_gguf
 from tests.hosted import Host, host
+from tests.job_house import made_job
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in PEFT
 OPTIONS = {"context": 512, "slots": 1, "threads": 1, "batch_threads": 1}
@@ -125,17 +126,7 @@ async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
 
 def job(name: str = "zorblax", model: str = "tiny@1", *, number: int = 1, **changes: Any) -> Job:
     spec = JobSpec(type=JobType.SUPERVISED, name=name, model=model, seed=7)
-    made = Job(
-        id=f"job_{number}",
-        spec=spec,
-        state=JobState.RUNNING,
-        reason=Reason.STARTED,
-        created_at=1.0,
-        created_by="key_1",
-        created_by_name="ada",
-        changed_at=1.0,
-    )
-    return replace(made, **changes)
+    return made_job(spec, id=f"job_{number}", created_at=1.0, created_by="key_1", created_by_name="ada", **changes)
 
 
 def apart(left: list[float], right: list[float]) -> float:

@@ -9,8 +9,9 @@ from moc.kernel.clock import SystemClock
 from moc.kernel.errors import NotFound
 from moc.learning.evaluation import Evaluation
 from moc.learning.files import Files
-from moc.learning.job import Job, JobSpec, JobState, JobType, Reason
+from moc.learning.job import JobSpec, JobType
 from moc.store.memory import MemoryStore
+from tests.job_house import made_job
 
 SUITE = {"name": "s", "tasks": [{"name": "t", "type": "perplexity", "items": [{"text": "It is."}]}]}
 VERSIONS: Mapping[str, Mapping[str, str]] = {
@@ -42,15 +43,5 @@ async def test_the_program_is_told_who_may_answer_once_all_are_known(
     kind: Evaluation, tmp_path: Path, asked: str, digests: list[str]
 ) -> None:
     spec = JobSpec(type=JobType.EVALUATE, model=asked, options={"suite": SUITE})
-    job = Job(
-        id="job",
-        spec=spec,
-        state=JobState.QUEUED,
-        reason=Reason.SUBMITTED,
-        created_at=0,
-        created_by="k",
-        created_by_name="me",
-        changed_at=0,
-    )
-    prepared = await kind.prepare(job, tmp_path)
+    prepared = await kind.prepare(made_job(spec), tmp_path)
     assert prepared.task["digests"] == digests

@@ -13,13 +13,14 @@ from moc.gpu.lease import LeaseState
 from moc.kernel.errors import Conflict, NoCapacity
 from moc.learning.estimate import DEFAULTS, MIB, Dimensions, estimate
 from moc.learning.hyperparameters import complete
-from moc.learning.job import Attempt, Job, JobSpec, JobState, JobType, Progress, Reason
+from moc.learning.job import Attempt, Job, JobSpec, JobType, Progress
 from moc.learning.needs import MARGIN, PEAKS_KEPT, JobNeeds
 from moc.learning.ports import Base
 from moc.service.job_memory import TTL_S, JobMemory
 from moc.store.memory import MemoryStore
 from moc.testing.devices import FakeDevices, fake_reading
 from tests.headers import gguf
+from tests.job_house import made_job
 from tests.unit.test_handover import SharedHost
 
 LLAMA: dict[str, Any] = {
@@ -55,16 +56,7 @@ def job(**spec: Any) -> Job:
     one = JobSpec(**given)
     if one.type is JobType.SUPERVISED:
         one = replace(one, hyperparameters=complete(one.type, one.hyperparameters))
-    return Job(
-        id="job-1",
-        spec=one,
-        state=JobState.QUEUED,
-        reason=Reason.VALIDATED,
-        created_at=0,
-        created_by="key-1",
-        created_by_name="ann",
-        changed_at=0,
-    )
+    return made_job(one, created_by_name="ann")
 
 
 def ran(one: Job, *, given_bytes: int = 0, step: int = 1) -> Job:

@@ -12,9 +12,10 @@ import pytest
 from moc.kernel.clock import SystemClock
 from moc.kernel.errors import InvalidRequest, NotFound
 from moc.learning.files import Files, Purpose
-from moc.learning.job import Job, JobSpec, JobState, JobType, Progress, Reason
+from moc.learning.job import JobSpec, JobType, Progress
 from moc.learning.script import TEXT_BYTES_MAX, Script
 from moc.store.memory import MemoryStore
+from tests.job_house import made_job
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({}, "needs the option `command`"),
@@ -51,19 +52,6 @@ def script(files: Files) -> Script:
 
 def spec(options: dict[str, Any], **terms: Any) -> JobSpec:
     return JobSpec(type=JobType.SCRIPT, options=options, **terms)
-
-
-def job(spec: JobSpec) -> Job:
-    return Job(
-        id="job-1",
-        spec=spec,
-        state=JobState.VALIDATING,
-        reason=Reason.SUBMITTED,
-        created_at=0.0,
-        created_by="me",
-        created_by_name="me",
-        changed_at=0.0,
-    )
 
 
 async def add(files: Files, content: bytes) -> str:
@@ -106,7 +94,7 @@ async def test_a_script_is_given_its_files_and_hyperparameters(script: Script, f
     checked = await script.check(
         spec({"command": "python x"}, training_file=first, validation_file=second, hyperparameters={"rate": 0.1})
     )
-    prepared = await script.prepare(job(checked), tmp_path)
+    prepared = await script.prepare(made_job(checked), tmp_path)
     assert prepared.command == ("python", "x")
     assert prepared.task == {
         "hyperparameters": {"rate": 0.1},
@@ -117,20 +105,20 @@ async def test_a_script_is_given_its_files_and_hyperparameters(script: Script, f
     hashes = "".join(hashlib.sha256(content).hexdigest() for content in (b"one", b"two"))
     assert prepared.data_digest == f"sha256:{hashlib.sha256(hashes.encode()).hexdigest()}"
     assert (
-        await script.prepare(job(replace(checked, training_file="", validation_file="")), tmp_path)
+        await script.prepare(made_job(replace(checked, training_file="", validation_file="")), tmp_path)
     ).data_digest == ""
 
 
 async def test_a_folder_that_is_none_fails_before_anything_runs(script: Script, tmp_path: Path) -> None:
     checked = await script.check(spec({"command": "python x", "workdir": str(tmp_path / "none")}))
     with pytest.raises(InvalidRequest, match="is no folder"):
-        await script.prepare(job(checked), tmp_path)
+        await script.prepare(made_job(checked), tmp_path)
 
 
 async def test_a_script_comes_to_what_it_told(script: Script, tmp_path: Path) -> None:
     checked = await script.check(spec({"command": "python x"}))
-    prepared = await script.prepare(job(checked), tmp_path)
-    done = replace(job(checked), progress=Progress(step=3, metrics={"loss": 0.5}))
+    prepared = await script.prepare(made_job(checked), tmp_path)
+    done = replace(made_job(checked), progress=Progress(step=3, metrics={"loss": 0.5}))
     silent = await script.finish(done, prepared, {}, tmp_path)
     assert (silent.metrics, silent.data) == ({"loss": 0.5}, {})
     told = {"metrics": {"loss": 0.1}, "trained_tokens": 7, "data": {"more": 1}}

@@ -7,18 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from moc.learning.job import Attempt, Job, JobSpec, JobState, JobType, Reason
+from moc.learning.job import Attempt, Job, JobSpec, JobType
 from moc.learning.told import CHECKPOINTS_MAX, METRICS_MAX, take_up
+from tests.job_house import made_job
 
-JOB = Job(
-    id="job-1",
-    spec=JobSpec(type=JobType.SCRIPT),
-    state=JobState.RUNNING,
-    reason=Reason.STARTED,
-    created_at=0.0,
-    created_by="key-1",
-    created_by_name="me",
-    changed_at=0.0,
+JOB = made_job(
+    JobSpec(type=JobType.SCRIPT),
     attempts=(Attempt(number=1, host="here", started_at=1.0),),
     attempt_count=1,
 )

@@ -12,10 +12,11 @@ import pytest
 from moc.kernel.clock import SystemClock
 from moc.kernel.errors import InvalidRequest, MocError, NotFound, Unimplemented
 from moc.learning.files import File, Files, Purpose
-from moc.learning.job import Job, JobSpec, JobState, JobType, Reason
+from moc.learning.job import Job, JobSpec, JobType
 from moc.learning.ports import Base, Trained
 from moc.learning.training import Training
 from moc.store.memory import MemoryStore
+from tests.job_house import made_job
 
 CHAT = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n'
 PREFERENCE = b'{"prompt": "Hi", "chosen": "Hello", "rejected": "Go away"}\n'
@@ -80,16 +81,7 @@ class Place:
         return JobSpec(type=JobType.SUPERVISED, name="mine", model="tiny", training_file=file.id, **more)
 
     async def job(self, spec: JobSpec) -> Job:
-        return Job(
-            id="job_1",
-            spec=await self.training(spec.type).check(spec),
-            state=JobState.VALIDATING,
-            reason=Reason.SUBMITTED,
-            created_at=0,
-            created_by="k",
-            created_by_name="k",
-            changed_at=0,
-        )
+        return made_job(await self.training(spec.type).check(spec), id="job_1")
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from moc.kernel.errors import Forbidden, InvalidRequest, NotFound, Unimplemented
-from moc.learning.job import Job, JobSpec, JobState, JobType, Outcome, Reason
+from moc.learning.job import Job, JobSpec, JobType, Outcome
 from moc.learning.ports import Prepared
 from moc.learning.tuning import TRIALS_MAX, Tuning
+from tests.job_house import made_job
 
 SPACE = {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}, "rank": {"choices": [4, 8]}}
 OPTIONS: dict[str, Any] = {"base": {"type": "supervised", "validation_file": "file-v"}, "space": SPACE}
@@ -86,19 +87,6 @@ def bench() -> Bench:
 
 def search(options: Mapping[str, Any] | None = None, **terms: Any) -> JobSpec:
     return JobSpec(type=JobType.TUNE, options={**OPTIONS, **(options or {})}, **{"model": "tiny", **terms})
-
-
-def job(spec: JobSpec) -> Job:
-    return Job(
-        id="job-1",
-        spec=spec,
-        state=JobState.RUNNING,
-        reason=Reason.STARTED,
-        created_at=0.0,
-        created_by="me",
-        created_by_name="me",
-        changed_at=0.0,
-    )
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG)
@@ -178,7 +166,7 @@ async def test_the_best_trial_becomes_the_model_of_the_search(bench: Bench, tmp_
     tuning = bench.tuning()
     told = {"metrics": {"valid_loss": 0.1}, "data": {"best": {"job": "job-7"}, "trials": []}}
     for name, model in (("best", "best@1"), ("", "")):
-        running = job(await tuning.check(search(name=name)))
+        running = made_job(await tuning.check(search(name=name)))
         prepared = await tuning.prepare(running, tmp_path)
         assert prepared.visits
         assert prepared.task == running.spec.options

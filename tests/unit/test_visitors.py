@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from moc.kernel.clock import SystemClock
+from moc.kernel.clock import Clock, SystemClock
 from moc.kernel.errors import Forbidden, Unauthenticated
-from moc.learning.job import Job, JobSpec, JobState, JobType, Reason
+from moc.learning.job import Job, JobSpec, JobType
 from moc.security.authenticator import Authenticator
 from moc.security.identity import ANYONE, Role
 from moc.security.key import ApiKey, KeyState, KeyTerms, id_of
@@ -17,36 +17,21 @@ from moc.security.keyring import KeyRing
 from moc.security.quota import Rate
 from moc.service.visitors import JobVisitors
 from moc.store.memory import MemoryStore
-
-
-class AheadClock(SystemClock):
-    """The time, and `ahead_s` more."""
-
-    ahead_s = 0.0
-
-    def wall(self) -> float:
-        return super().wall() + self.ahead_s
+from moc.testing.clock import ManualClock
+from tests.job_house import made_job
 
 
 def job(created_by: str, type: JobType = JobType.EVALUATE) -> Job:
-    return Job(
-        id="job-1",
-        spec=JobSpec(type=type),
-        state=JobState.RUNNING,
-        reason=Reason.STARTED,
-        created_at=0.0,
-        created_by=created_by,
-        created_by_name="someone",
-        changed_at=0.0,
-    )
+    return made_job(JobSpec(type=type), created_by=created_by)
 
 
-async def made(folder: Path) -> tuple[KeyRing, JobVisitors]:
+async def made(folder: Path, clock: Clock | None = None) -> tuple[KeyRing, JobVisitors]:
     store = MemoryStore()
     await store.start()
-    keys = KeyRing(store=store, data_dir=folder, clock=SystemClock())
+    clock = clock or SystemClock()
+    keys = KeyRing(store=store, data_dir=folder, clock=clock)
     await keys.start()
-    return keys, JobVisitors(keys=keys, clock=SystemClock(), url=lambda: "http://here", authority=folder / "ca.pem")
+    return keys, JobVisitors(keys=keys, clock=clock, url=lambda: "http://here", authority=folder / "ca.pem")
 
 
 def shown(keys: KeyRing, environment: Mapping[str, str]) -> ApiKey:
@@ -119,15 +104,15 @@ async def test_a_program_is_locked_out_with_who_submitted_its_job(tmp_path: Path
 
 
 async def test_a_program_is_locked_out_when_the_key_expires_that_submitted_its_job(tmp_path: Path) -> None:
-    keys, visitors = await made(tmp_path)
-    later = AheadClock()
-    authenticator = Authenticator(keys=keys, clock=later)
+    clock = ManualClock()
+    keys, visitors = await made(tmp_path, clock)
+    authenticator = Authenticator(keys=keys, clock=clock)
     _, owner = await keys.create(KeyTerms(role=Role.OPERATOR, expires_in_s=60), actor="test")
     environment = await visitors.admit(job(owner.id), tmp_path)
     token = (await asyncio.to_thread(Path(environment["MOC_API_KEY_FILE"]).read_text)).strip()
-    later.ahead_s = 59
+    clock.advance(59)
     assert authenticator.identify(token).on_behalf_of == owner.id
-    later.ahead_s = 61
+    clock.advance(2)
     with pytest.raises(Unauthenticated, match=owner.id):
         authenticator.identify(token)
     await keys.stop()

@@ -83,13 +83,13 @@ def _management(
     services: Services, closing: asyncio.Event, protocols: list[Operation], public: frozenset[str]
 ) -> FastAPI:
     @cache
-    def told() -> bytes:
-        return msgspec.json.encode(document(_app(services, closing, APIRoute, told), protocols, public))
+    def described() -> bytes:
+        return msgspec.json.encode(document(_app(services, closing, APIRoute, described), protocols, public))
 
-    return _app(services, closing, _Served, told)
+    return _app(services, closing, _Served, described)
 
 
-def _app(services: Services, closing: asyncio.Event, route: type[APIRoute], told: Callable[[], bytes]) -> FastAPI:
+def _app(services: Services, closing: asyncio.Event, route: type[APIRoute], described: Callable[[], bytes]) -> FastAPI:
     app = FastAPI(
         openapi_url=None,
         generate_unique_id_function=lambda route: route.name,
@@ -107,7 +107,7 @@ def _app(services: Services, closing: asyncio.Event, route: type[APIRoute], told
 
     @app.get(_OPENAPI, tags=["operations"], summary="Show this document")
     async def openapi() -> Response:
-        return Response(await asyncio.to_thread(told), media_type="application/json")
+        return Response(await asyncio.to_thread(described), media_type="application/json")
 
     @app.get("/docs", tags=["operations"], response_class=Response, summary="Show this document for people")
     async def docs() -> Response:
