@@ -50,7 +50,7 @@ def evaluate(client: Client, model: str) -> EvaluationView:
     suite = yaml.safe_load((HERE / "suite.yaml").read_text())
     for task in suite["tasks"]:
         if "data" in task:
-            task["data"] = {"file": client.files.add(HERE / task["data"]["file"], purpose="evals")["id"]}
+            task["data"] = {"file": client.files.add(HERE / task["data"], purpose="evals")["id"]}
     evaluation = client.evaluations.run(model, suite)
     client.jobs.wait(evaluation["id"])
     evaluation = client.evaluations.show(evaluation["id"])

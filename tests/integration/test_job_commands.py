@@ -12,6 +12,7 @@ from moc.cli.main import main
 from tests.rest_stack import RestStack
 
 Run = Callable[..., Coroutine[Any, Any, tuple[int, str, str]]]
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SUITE = """
 name: sums
 tasks:
@@ -109,6 +110,15 @@ async def test_an_evaluation_is_submitted(rest_stack: RestStack, run: Run, tmp_p
     status, out, _ = await run("jobs", "submit", "evaluate", "--model", "smollm2", "--suite", str(suite), "--json")
     job = json.loads(out)
     assert (status, job["type"], job["model"], job["options"]["suite"]["name"]) == (0, "evaluate", "smollm2@1", "sums")
+
+
+@pytest.mark.parametrize("example", ["evaluate", "finetune"])
+async def test_the_suites_of_the_examples_are_taken_as_they_are(rest_stack: RestStack, run: Run, example: str) -> None:
+    await rest_stack.load("smollm2")
+    suite = EXAMPLES / example / "suite.yaml"
+    status, out, err = await run("evaluate", "run", "--model", "smollm2", "--suite", str(suite), "--json")
+    assert status == 0, err
+    assert json.loads(out)["model"] == "smollm2@1"
 
 
 async def test_what_was_sent_for_a_job_that_is_refused_is_taken_back(
