@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from moc.client import Client
 from tests.acceptance.conftest import EXAMPLES, model, served
 from tests.coordinator import Coordinator, eventually, short_home
 
@@ -73,6 +74,17 @@ def doubled(coordinator: Coordinator) -> Any:
     answer = coordinator.post("/v2/models/double/infer", {"inputs": [tensor]})
     assert answer.status_code == 200, answer.text
     return answer.json()["outputs"][0]["data"]
+
+
+def test_a_model_elsewhere_is_evaluated_as_one_here(pair: Pair) -> None:
+    task = {"name": "who", "type": "exact_match", "items": [{"prompt": "Who are you?", "expected": "I am talker"}]}
+    with Client(pair.near.url, pair.near.key) as client:
+        evaluation = client.evaluations.run("talk", {"name": "names", "tasks": [task]})
+        client.jobs.wait(evaluation["id"])
+        done = client.evaluations.show(evaluation["id"])
+        assert (done["status"], done["tasks"]["who"]["score"]) == ("succeeded", 1), done
+        (item,) = client.evaluations.items(done["id"])["items"]
+        assert (item["got"], item["model"]) == ("I am talker", "talk@1")
 
 
 def test_it_answers_as_the_other_does(pair: Pair) -> None:
