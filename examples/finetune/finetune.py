@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from moc.client import Client
+from moc.client.discovery import read_admin_key, read_endpoints
 from moc.client.evaluation_views import EvaluationView
 
 HERE = Path(__file__).parent
@@ -36,11 +37,11 @@ def coordinator() -> Iterator[Client]:
         command = [sys.executable, "-m", "moc", "serve", "--data-dir", folder, "--starter", "--stop-workers", *ports]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
             try:
-                while not Client(data_dir=folder).ready():
+                while not (rest := read_endpoints(Path(folder)).get("rest")) or not Client(rest).ready():
                     if process.poll() is not None:
                         sys.exit("the coordinator did not start")
                     time.sleep(0.2)
-                yield Client(data_dir=folder)
+                yield Client(rest, key=read_admin_key(Path(folder)))
             finally:
                 process.terminate()
 

@@ -4,8 +4,11 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
+import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,26 @@ def leases_of_jobs(coordinator: Coordinator) -> list[str]:
     return held + open_leases
 
 
+def stop_between_writes(coordinator: Coordinator) -> subprocess.Popen[bytes]:
+    """SIGSTOP it while it does not write: SQLite's lock stays with a stopped process, and then nobody takes over."""
+    assert coordinator.process is not None
+    stopped = coordinator.process
+
+    def is_stopped() -> bool:
+        stopped.send_signal(signal.SIGSTOP)
+        eventually(lambda: psutil.Process(stopped.pid).status() == psutil.STATUS_STOPPED, what="it to stop")
+        with closing(sqlite3.connect(coordinator.data_dir / "moc.db", timeout=0)) as database:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                stopped.send_signal(signal.SIGCONT)
+                return False
+            return True
+
+    eventually(is_stopped, what="a moment between two writes")
+    return stopped
+
+
 def has_started(coordinator: Coordinator) -> bool:
     try:
         coordinator.start()
@@ -120,11 +143,9 @@ def test_a_coordinator_that_was_stopped_for_long_starts_no_second_program(coordi
     """Its seat is taken meanwhile: what it wakes up to do is refused."""
     job = submit_counting(coordinator, STEPS, PAUSE_S)
     reaches(coordinator, job, "running")
-    assert coordinator.process is not None
-    stopped = coordinator.process
     other = Coordinator(coordinator.data_dir, config=None)
+    stopped = stop_between_writes(coordinator)
     try:
-        stopped.send_signal(signal.SIGSTOP)
         eventually(lambda: has_started(other), timeout_s=60, what="the seat to be free")
         before = shown(other, job)["progress"]["step"]
         eventually(partial(has_passed, other, job, before), what="the new one to look after it")
