@@ -102,10 +102,25 @@ def _write(path: Path, architecture: str, model: Any) -> None:
         if architecture.startswith("gemma") and "norm" in told:
             array = array + 1
         writer.add_tensor(told, np.ascontiguousarray(array))
+    if model.config.rope_parameters.get("rope_type") == "llama3":
+        writer.add_tensor("rope_freqs.weight", rope_factors(model.config.rope_parameters, model.config.head_dim))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def rope_factors(rope: Mapping[str, Any], size: int) -> np.ndarray[Any, Any]:
+    """By what each frequency is divided, as llama.cpp's converter makes it of a Llama since 3.1."""
+    length = rope["original_max_position_embeddings"]
+    shortest, longest = length / rope["high_freq_factor"], length / rope["low_freq_factor"]
+    found = []
+    for place in range(0, size, 2):
+        wave = 2 * np.pi * rope["rope_theta"] ** (place / size)
+        share = (length / wave - rope["low_freq_factor"]) / (rope["high_freq_factor"] - rope["low_freq_factor"])
+        between = 1 / ((1 - share) / rope["factor"] + share)
+        found.append(1 if wave < shortest else rope["factor"] if wave > longest else between)
+    return np.array(found, np.float32)
 
 
 def interleaved(rows: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:

@@ -1,5 +1,6 @@
 """kill -9 of a job's program, its supervisor or the coordinator at random moments: it goes on, and ends once."""
 
+import json
 import os
 import random
 import shutil
@@ -8,6 +9,7 @@ import sqlite3
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.coordinator import Coordinator, eventually
+from moc.client import Client
+from tests.coordinator import MOC, Coordinator, eventually
 from tests.jobs import TRUSTED, folder_of, reaches, shown, submit_counting
 from tests.memory import charges, events
 
@@ -156,6 +159,34 @@ def test_a_coordinator_that_was_stopped_for_long_starts_no_second_program(coordi
         assert "twice" not in (folder_of(other, job) / "journal").read_text()
     finally:
         other.close()
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_who_follows_a_job_sees_each_event_once_whatever_becomes_of_the_coordinator(
+    coordinator: Coordinator, how: str
+) -> None:
+    job = submit_counting(coordinator, STEPS // 2, PAUSE_S)
+    reaches(coordinator, job, "running")
+    command = [*MOC, "jobs", "events", job, "--follow", "--json"]
+    with subprocess.Popen(command, env=coordinator.environment(), stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        seen = [json.loads(follower.stdout.readline())]
+        coordinator.kill() if how == "kill" else coordinator.stop()
+        coordinator.start()
+        seen += [json.loads(line) for line in follower.stdout]
+        assert follower.wait(60) == 0
+    assert seen == all_events(coordinator, job)
+    assert shown(coordinator, job)["status"] == "succeeded"
+
+
+def test_who_waits_for_a_job_waits_for_its_coordinator_too(coordinator: Coordinator) -> None:
+    job = submit_counting(coordinator, STEPS // 2, PAUSE_S)
+    with Client(coordinator.url, coordinator.key) as client, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.jobs.wait, job)
+        reaches(coordinator, job, "running")
+        coordinator.kill()
+        coordinator.start()
+        assert waiting.result(60)["status"] == "succeeded"
 
 
 @pytest.mark.parametrize("moment", ["running", "paused"])

@@ -17,6 +17,7 @@ from moc.inference.request import Request
 from moc.kernel.errors import InvalidRequest
 from moc.models.ports import Launch
 from moc.workers.link import WorkerLink
+from moc.workers.trainers.base_cache import held
 from moc.workers.trainers.export import export
 from moc.workers.trainers.gguf_model import write_gguf_model
 from tests.gguf_models import adapted, interleaved, network_of, task_of, tiny_gguf
@@ -47,10 +48,10 @@ async def served(path: Path, *adapters: tuple[Path, float]) -> AsyncIterator[Wor
             yield link
 
 
-async def difference(link: WorkerLink, network: Any) -> float:
+async def difference(link: WorkerLink, network: Any, prompts: Sequence[list[int]] = PROMPTS) -> float:
     """The largest difference of log-probabilities of the tokens that the engine thinks likeliest."""
     worst = 0.0
-    for prompt in PROMPTS:
+    for prompt in prompts:
         body = {"prompt": prompt, "max_tokens": 1, "logprobs": 20, "logit_bias": [[PLAIN, 1000]]}
         answer = json.loads(bytes((await link.infer(Request("completion", json.dumps(body).encode()))).body))
         top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
@@ -77,6 +78,30 @@ async def test_an_adapter_and_a_full_model_say_what_they_said_in_training(tmp_pa
     assert export(task_of(base, method="full"), job)["path"] == "output/model.gguf"
     async with served(model(job)) as link:
         assert await difference(link, full) < CLOSE
+
+
+async def test_the_stretched_positions_of_a_llama_3_are_those_of_its_training(tmp_path: Path) -> None:
+    rope = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 32.0, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    base = tiny_gguf(tmp_path / "base", rope_parameters=rope, max_position_embeddings=16384)
+    with held({**task_of(base)["base"], "sha256": "0"}, tmp_path / "cache") as folder:
+        trained = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    plain = network_of(tiny_gguf(tmp_path / "plain"))
+    far = [[40 + 3 * place % 200 for place in range(500)]]
+    async with served(base) as link:
+        assert await difference(link, trained, far) < CLOSE
+        assert await difference(link, plain, far) > FAR
+
+
+def test_stretched_positions_that_are_none_of_llama_3_are_refused(tmp_path: Path) -> None:
+    rope = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 32.0, "low_freq_factor": 2.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    base = tiny_gguf(tmp_path / "base", rope_parameters=rope, max_position_embeddings=16384)
+    with (
+        pytest.raises(InvalidRequest, match="take its safetensors"),
+        held({**task_of(base)["base"], "sha256": "0"}, tmp_path / "cache"),
+    ):
+        pass
 
 
 async def test_rows_in_the_order_of_transformers_would_be_noticed(tmp_path: Path) -> None:

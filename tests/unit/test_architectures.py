@@ -19,6 +19,7 @@ TENSORS = ["token_embd.weight", "blk.0.attn_q.weight", "blk.1.ffn_gate.weight", 
 def test_it_is_known_how_a_file_has_its_weights() -> None:
     found = Architecture.of(VALUES, TENSORS)
     assert (found.name, found.layers, found.heads, found.heads_kv, found.interleaved) == ("llama", 2, 4, 2, True)
+    Architecture.of(VALUES, [*TENSORS, "rope_freqs.weight"])
     alone = {key: value for key, value in VALUES.items() if not key.endswith("_kv")}
     assert Architecture.of(alone, TENSORS).heads_kv == 4
 
@@ -30,7 +31,7 @@ def test_it_is_known_how_a_file_has_its_weights() -> None:
         ({"split.count": 3}, [], "several parts"),
         ({"llama.attention.head_count_kv": [1, 2]}, [], "layers differ"),
         ({"llama.rope.scaling.type": "yarn"}, [], r"rope\.scaling\.type"),
-        ({}, ["rope_freqs.weight"], "rope_freqs.weight, which training would not heed"),
+        ({}, ["rope_factors_long.weight"], "rope_factors_long.weight, which training would not heed"),
         ({}, ["blk.0.attn_q.bias"], r"attn_q\.bias"),
         ({}, ["blk.0.ffn_gate_exps.weight"], "ffn_gate_exps"),
     ],

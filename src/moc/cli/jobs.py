@@ -1,6 +1,7 @@
 """`moc jobs`: models are trained, measured and searched for, and programs run, beside those that serve."""
 
 import time
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -19,7 +20,6 @@ app.add_typer(job_submit.app, name="submit")
 
 JobArgument = Annotated[str, typer.Argument(metavar="ID", help="Such as job-01jd3w….")]
 _PAGE = 1000
-_LOOK_S = 0.5
 _TAIL_BYTES = 65_536
 _OVERLAP = 1000
 """How many characters of a log that were told already say where the next ones begin."""
@@ -104,16 +104,17 @@ def job_logs(
     ] = _TAIL_BYTES,
 ) -> None:
     """Print what the program of a job wrote."""
-    told = ""
+    from moc.client.following import LOOK_S, patiently
+
     with session.client() as client:
-        while True:
-            ended = not wanted or client.jobs.show(job_id)["status"] in ENDED
-            text = client.jobs.logs(job_id, attempt=attempt, tail_bytes=tail)
+        text = client.jobs.logs(job_id, attempt=attempt, tail_bytes=tail)
+        screen.write(text)
+        ended = not wanted
+        while not ended:
+            time.sleep(LOOK_S)
+            ended = patiently(partial(client.jobs.show, job_id))["status"] in ENDED
+            told, text = text, patiently(partial(client.jobs.logs, job_id, attempt=attempt, tail_bytes=tail))
             screen.write(_behind(told, text))
-            told = text
-            if ended:
-                return
-            time.sleep(_LOOK_S)
 
 
 @app.command("checkpoints")

@@ -12,7 +12,7 @@ from moc.client.views import EventView, ModelView
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from moc.client import AsyncStream
+    from moc.client import AsyncFollowing
 
 
 @contextmanager
@@ -55,7 +55,7 @@ async def _pull(session: Session, reference: str, deadline_s: float | None) -> M
                 await asyncio.wait([watcher])
 
 
-async def _watch(events: "AsyncStream[EventView]", reference: str, bar: "Progress", task: "TaskID") -> None:
+async def _watch(events: "AsyncFollowing[EventView]", reference: str, bar: "Progress", task: "TaskID") -> None:
     async for event in events:
         subject = event["subject"]
         if event["kind"] == "model.pulling" and reference in (subject, subject.partition("@")[0]):

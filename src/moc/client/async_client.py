@@ -1,6 +1,7 @@
 """The client for programs with an event loop; `sync_client` is its twin, method for method."""
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -13,6 +14,7 @@ from moc.client.connection import AsyncConnection, AsyncStream
 from moc.client.discovery import Target
 from moc.client.evaluations import AsyncEvaluations
 from moc.client.files import AsyncFiles
+from moc.client.following import AsyncFollowing
 from moc.client.jobs import AsyncJobs
 from moc.client.keys import AsyncAudit, AsyncKeys
 from moc.client.leases import AsyncHeldLease, AsyncLeases, AsyncNotice
@@ -145,9 +147,12 @@ class AsyncEvents:
         """The first events behind the one with the id `after`, oldest first."""
         return await self._line.send(calls.list_events(after, limit))
 
-    async def follow(self, *, after: int | None = None) -> AsyncStream[EventView]:
-        """Events as they happen, those behind `after` first; without it only new ones. It ends only with an error."""
-        return await self._line.open(calls.follow_events(after))
+    async def follow(self, *, after: int | None = None) -> AsyncFollowing[EventView]:
+        """Events as they happen, those behind `after` first; without it only new ones.
+
+        It outlives restarts of the coordinator, and ends only with an error.
+        """
+        return await AsyncFollowing(self._line, calls.follow_events, itemgetter("id"), after).open()
 
 
 class AsyncClient:

@@ -42,7 +42,7 @@ def list_events(job_id: str, after: int, limit: int) -> Call[JobEventPage]:
     return Call(get(f"{_path(job_id)}/events", after=after, limit=limit), page("events"))
 
 
-def follow(job_id: str, after: int) -> StreamCall[JobEventView]:
+def follow(job_id: str, after: int | None) -> StreamCall[JobEventView]:
     return StreamCall(get(f"{_path(job_id)}/events", follow="true", after=after), item, DONE)
 
 

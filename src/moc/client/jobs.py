@@ -3,14 +3,16 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from moc.client import job_calls as calls
-from moc.client.connection import AsyncConnection, AsyncStream, Connection, Stream
+from moc.client.connection import AsyncConnection, Connection
+from moc.client.following import LOOK_S, AsyncFollowing, Following, patiently, patiently_async
 from moc.client.job_views import ENDED, CheckpointView, JobEventPage, JobEventView, JobView
 from moc.client.views import Page
 
-_LOOK_S = 0.5
 _TAIL_BYTES = 65_536
 
 
@@ -65,9 +67,9 @@ class AsyncJobs:
         """What happened to it, oldest first, from behind the event with the number `after`."""
         return await self._line.send(calls.list_events(job_id, after, limit))
 
-    async def follow(self, job_id: str, *, after: int = 0) -> AsyncStream[JobEventView]:
-        """Its events behind `after`, then each as it comes; ends when the job has."""
-        return await self._line.open(calls.follow(job_id, after))
+    async def follow(self, job_id: str, *, after: int = 0) -> AsyncFollowing[JobEventView]:
+        """Its events behind `after`, then each as it comes, restarts of the coordinator included; ends with the job."""
+        return await AsyncFollowing(self._line, partial(calls.follow, job_id), itemgetter("number"), after).open()
 
     async def logs(self, job_id: str, *, attempt: int | None = None, tail_bytes: int = _TAIL_BYTES) -> str:
         """The end of what its program wrote, in its last attempt or in another."""
@@ -78,12 +80,12 @@ class AsyncJobs:
         return await self._line.send(calls.list_checkpoints(job_id))
 
     async def wait(self, job_id: str) -> JobView:
-        """Return when it has ended, however; its `status` says how."""
-        while True:
-            job = await self.show(job_id)
-            if job["status"] in ENDED:
-                return job
-            await asyncio.sleep(_LOOK_S)
+        """Return when it has ended, however; its `status` says how. The coordinator may be started again meanwhile."""
+        job = await self.show(job_id)
+        while job["status"] not in ENDED:
+            await asyncio.sleep(LOOK_S)
+            job = await patiently_async(partial(self.show, job_id))
+        return job
 
 
 class Jobs:
@@ -137,9 +139,9 @@ class Jobs:
         """What happened to it, oldest first, from behind the event with the number `after`."""
         return self._line.send(calls.list_events(job_id, after, limit))
 
-    def follow(self, job_id: str, *, after: int = 0) -> Stream[JobEventView]:
-        """Its events behind `after`, then each as it comes; ends when the job has."""
-        return self._line.open(calls.follow(job_id, after))
+    def follow(self, job_id: str, *, after: int = 0) -> Following[JobEventView]:
+        """Its events behind `after`, then each as it comes, restarts of the coordinator included; ends with the job."""
+        return Following(self._line, partial(calls.follow, job_id), itemgetter("number"), after)
 
     def logs(self, job_id: str, *, attempt: int | None = None, tail_bytes: int = _TAIL_BYTES) -> str:
         """The end of what its program wrote, in its last attempt or in another."""
@@ -150,9 +152,9 @@ class Jobs:
         return self._line.send(calls.list_checkpoints(job_id))
 
     def wait(self, job_id: str) -> JobView:
-        """Return when it has ended, however; its `status` says how."""
-        while True:
-            job = self.show(job_id)
-            if job["status"] in ENDED:
-                return job
-            time.sleep(_LOOK_S)
+        """Return when it has ended, however; its `status` says how. The coordinator may be started again meanwhile."""
+        job = self.show(job_id)
+        while job["status"] not in ENDED:
+            time.sleep(LOOK_S)
+            job = patiently(partial(self.show, job_id))
+        return job

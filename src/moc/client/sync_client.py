@@ -1,6 +1,7 @@
 """The client for programs without an event loop; `async_client` is its twin, method for method."""
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -13,6 +14,7 @@ from moc.client.connection import Connection, Stream
 from moc.client.discovery import Target
 from moc.client.evaluations import Evaluations
 from moc.client.files import Files
+from moc.client.following import Following
 from moc.client.jobs import Jobs
 from moc.client.keys import Audit, Keys
 from moc.client.leases import HeldLease, Leases, Notice
@@ -145,9 +147,12 @@ class Events:
         """The first events behind the one with the id `after`, oldest first."""
         return self._line.send(calls.list_events(after, limit))
 
-    def follow(self, *, after: int | None = None) -> Stream[EventView]:
-        """Events as they happen, those behind `after` first; without it only new ones. It ends only with an error."""
-        return self._line.open(calls.follow_events(after))
+    def follow(self, *, after: int | None = None) -> Following[EventView]:
+        """Events as they happen, those behind `after` first; without it only new ones.
+
+        It outlives restarts of the coordinator, and ends only with an error.
+        """
+        return Following(self._line, calls.follow_events, itemgetter("id"), after)
 
 
 class Client:

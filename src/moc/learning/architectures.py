@@ -7,6 +7,7 @@ from typing import Any
 
 from moc.kernel.errors import InvalidRequest
 
+ROPE_FACTORS = "rope_freqs.weight"
 _WHOLE = frozenset({"token_embd.weight", "output.weight", "output_norm.weight"})
 _LAYER = ("attn_norm", "attn_output", "ffn_norm", "ffn_down", "ffn_up")
 _SPLIT = ("attn_q", "attn_k", "attn_v", "ffn_gate")
@@ -17,10 +18,11 @@ _LAYER_OF = re.compile(r"blk\.\d+\.(.+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layout:
-    """`layer` are the weights of a layer, `biases` those of them that have one, too."""
+    """`layer` are the weights of a layer, `biases` those of them that have one, too; `whole` what it has besides."""
 
     layer: tuple[str, ...]
     biases: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
     interleaved: bool = False
     norm_offset: float = 0.0
 
@@ -28,7 +30,7 @@ class _Layout:
         """Whether a file of this layout has such a tensor."""
         of_layer = _LAYER_OF.fullmatch(tensor)
         if of_layer is None:
-            return tensor in _WHOLE
+            return tensor in _WHOLE or tensor in self.whole
         name, _, kind = of_layer[1].rpartition(".")
         return name in {"weight": self.layer, "bias": self.biases}.get(kind, ())
 
@@ -36,7 +38,7 @@ class _Layout:
 _LAYOUTS = {
     "gemma2": _Layout(layer=(*_LAYER, *_SPLIT, *_POST), norm_offset=1.0),
     "gemma3": _Layout(layer=(*_LAYER, *_SPLIT, *_POST, *_NORMS), norm_offset=1.0),
-    "llama": _Layout(layer=(*_LAYER, *_SPLIT), interleaved=True),
+    "llama": _Layout(layer=(*_LAYER, *_SPLIT), interleaved=True, whole=(ROPE_FACTORS,)),
     "phi3": _Layout(layer=(*_LAYER, "attn_qkv")),
     "qwen2": _Layout(layer=(*_LAYER, *_SPLIT), biases=("attn_q", "attn_k", "attn_v")),
     "qwen3": _Layout(layer=(*_LAYER, *_SPLIT, *_NORMS)),

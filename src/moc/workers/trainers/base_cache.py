@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from moc.workers.trainers.checkpoints import flaw, seal
+from moc.workers.trainers.rope_scale import heed_rope_factors
 
 GGUF = "llama_cpp"
 KEPT = 4
@@ -74,6 +75,7 @@ def _dequantise(file: Path, folder: Path) -> None:
     given: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(file.parent, **given)
     network: Any = transformers.AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **given)
+    heed_rope_factors(file, network.config)
     # what it was quantised as would be written into its configuration, and looked for when that is read
     del network.config.quantization_config
     network.hf_quantizer = network.quantization_method = None
