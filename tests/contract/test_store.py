@@ -342,9 +342,21 @@ class TestSeats:
         assert taken is not None
         assert taken.term == 2
 
+    async def test_one_that_expired_is_kept_while_nobody_took_it(self, store: Store, clock: ManualClock) -> None:
+        seat = await store.take_seat("s", "me", 10)
+        assert seat is not None
+        clock.advance(11)
+        kept = await store.keep_seat(seat)
+        assert (kept.term, kept.trusted_until) == (seat.term, seat.trusted_until + 11)
+        assert await store.take_seat("s", "you", 10) is None
+
     async def test_a_term_that_is_over_is_not_kept(self, store: Store, clock: ManualClock) -> None:
         seat = await store.take_seat("s", "me", 10)
         assert seat is not None
+        clock.advance(11)
+        assert await store.take_seat("s", "you", 10) is not None
+        with pytest.raises(NotLeader):
+            await store.keep_seat(seat)
         clock.advance(11)
         with pytest.raises(NotLeader):
             await store.keep_seat(seat)

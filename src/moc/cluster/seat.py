@@ -6,7 +6,7 @@ from collections.abc import Callable
 from moc.cluster.holder import Holder
 from moc.kernel.clock import Clock, SystemClock
 from moc.kernel.errors import Conflict, NotLeader, StoreUnavailable
-from moc.kernel.records import Fence, Seat, Store
+from moc.kernel.records import STORE_FULL, Fence, Seat, Store
 
 _RETRY_S = 0.1
 
@@ -39,6 +39,7 @@ class SeatKeeper:
         self._clock = clock or SystemClock()
         self._seat: Seat | None = None
         self._term = 0
+        self._full = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -76,8 +77,11 @@ class SeatKeeper:
 
     @property
     def held(self) -> bool:
-        """Whether the seat is held, as far as can be trusted right now."""
-        return self._seat is not None and self._clock.monotonic() < self._seat.trusted_until
+        """Whether the seat is held, as far as can be trusted right now.
+
+        It is, too, while the store is full: what cannot be written to extend it, nobody can write to take it.
+        """
+        return self._seat is not None and (self._full or self._clock.monotonic() < self._seat.trusted_until)
 
     @property
     def term(self) -> int:
@@ -117,21 +121,25 @@ class SeatKeeper:
                 await asyncio.sleep(self._ttl_s / 3)
                 seat = self._seat = await self._extend(seat)
         except Exception as error:  # whatever ends the keeping loses the seat, and somebody has to know
-            self._seat = None
+            self._seat, self._full = None, False
             self._on_lost(str(error))
 
     async def _extend(self, seat: Seat) -> Seat:
         """The seat, extended before it is trusted no more; a store that fails is asked again until then."""
         failure = "the store did not answer"
-        while (left_s := seat.trusted_until - self._clock.monotonic()) > 0:
+        while (left_s := seat.trusted_until - self._clock.monotonic()) > 0 or self._full:
             try:
-                async with asyncio.timeout(left_s):
-                    return await self._store.keep_seat(seat)
+                async with asyncio.timeout(max(left_s, self._ttl_s if self._full else 0)):
+                    kept = await self._store.keep_seat(seat)
             except TimeoutError:
                 break
             except StoreUnavailable as error:
+                self._full = error.details.get("reason") == STORE_FULL
                 failure = error.message
                 await asyncio.sleep(min(_RETRY_S, self._ttl_s / 10))
+            else:
+                self._full = False
+                return kept
         raise NotLeader(f"seat {self._name} could not be kept in time: {failure}")
 
 

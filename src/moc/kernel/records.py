@@ -18,6 +18,9 @@ T = TypeVar("T")
 ABSENT = 0
 """The revision a record that does not exist is expected to have."""
 
+STORE_FULL = "DiskFull"
+"""The `reason` in a StoreUnavailable while nobody can write anything, for there is no room."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -131,7 +134,7 @@ class Store(Component, Protocol):
         ...
 
     async def keep_seat(self, seat: Seat) -> Seat:
-        """Extend the seat by its ttl; NotLeader when the term is over (even if nobody took it since, once expired)."""
+        """Extend the seat by its ttl, also once it expired; NotLeader when somebody took it since, or it was left."""
         ...
 
     async def leave_seat(self, seat: Seat) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import moc
 from moc.kernel.errors import StoreUnavailable
+from moc.kernel.records import STORE_FULL
 
 APPLICATION_ID = 0x6D6F6373
 """Marks the file as ours in its header."""
@@ -46,7 +47,8 @@ def unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable:
         return StoreUnavailable(f"the store at {path} cannot be opened: {error.strerror}; check its folder")
     name = getattr(error, "sqlite_errorname", "")
     advice = next((text for code, text in _ADVICE.items() if name.startswith(code)), "see the reason given")
-    return StoreUnavailable(f"the store at {path} failed: {advice} ({error})", details={"reason": name})
+    reason = STORE_FULL if name == "SQLITE_FULL" else name
+    return StoreUnavailable(f"the store at {path} failed: {advice} ({error})", details={"reason": reason})
 
 
 def connect(path: Path, busy_timeout_s: float) -> sqlite3.Connection:

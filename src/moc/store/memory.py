@@ -143,7 +143,7 @@ class MemoryStore:
     async def keep_seat(self, seat: Seat) -> Seat:
         self._check_open()
         now = self._clock.monotonic()
-        kept = tenure.kept(self._tenures.get(seat.name), seat, now=now, boot=_BOOT)
+        kept = tenure.kept(self._tenures.get(seat.name), seat, now=now)
         self._tenures[seat.name] = kept
         return tenure.trusted(seat.name, kept, now)
 

@@ -182,7 +182,7 @@ class SqliteStore:
         asked_at = self._clock.monotonic()
 
         def keep(db: sqlite3.Connection) -> Tenure:
-            kept = tenure.kept(_tenure(db, seat.name), seat, now=self._clock.monotonic(), boot=self._boot)
+            kept = tenure.kept(_tenure(db, seat.name), seat, now=self._clock.monotonic())
             return _save_tenure(db, seat.name, kept)
 
         return tenure.trusted(seat.name, await self._write(keep), asked_at)

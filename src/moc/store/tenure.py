@@ -42,9 +42,9 @@ def taken(
     return Tenure(term + 1, holder, ttl_s, now + ttl_s, boot)
 
 
-def kept(tenure: Tenure | None, seat: Seat, *, now: float, boot: str) -> Tenure:
-    """The tenure extended by its ttl; NotLeader when it is over."""
-    if tenure is None or tenure.term != seat.term or tenure.holder != seat.holder or not tenure.held(now, boot):
+def kept(tenure: Tenure | None, seat: Seat, *, now: float) -> Tenure:
+    """The tenure extended by its ttl, also once it expired; NotLeader when it was taken anew or left."""
+    if tenure is None or tenure.term != seat.term or tenure.holder != seat.holder:
         raise NotLeader(f"term {seat.term} of seat {seat.name} is over; take the seat again")
     return replace(tenure, ttl_s=seat.ttl_s, expires_at=now + seat.ttl_s)
 
