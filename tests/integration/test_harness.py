@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,21 @@ FLEXIBLE = [{"function": "regex", "regex_pattern": "(\\d+)"}, {"function": "take
 STRICT_FIRST = [{"name": "strict", "filter": [{"function": "take_first"}]}, {"name": "flexible", "filter": FLEXIBLE}]
 
 
+CHOICE = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{q}}",
+    "doc_to_choice": ["yes", "no"],
+    "doc_to_target": "{{a}}",
+}
+LIKELIHOOD = {
+    "output_type": "loglikelihood",
+    "doc_to_text": "{{q}}",
+    "doc_to_target": "{{a}}",
+    "metric_list": [{"metric": "perplexity"}],
+}
+CHOICES = [{"q": f"Is it {number}?", "a": number % 2} for number in range(10)]
+
+
 class Engine(Endpoint):
     """Answers a number with itself, below 5 rightly; cannot read the `long` ones. Likes nothing that stands alone."""
 
@@ -34,9 +50,11 @@ class Engine(Endpoint):
         self.long: tuple[int, ...] = ()
         self.asked: list[str] = []
         self.prefix = ""
+        self.how: Mapping[str, Any] = {}
 
     async def answer(self, prompt: str | Sequence[Message], how: Mapping[str, Any], *, chat: bool) -> Reply:
         self.asked.append(str(prompt))
+        self.how = how
         number = int(re.findall(r"\d+", str(prompt))[-1])
         if number in self.long:
             raise InvalidRequest("the prompt is too long")
@@ -82,7 +100,7 @@ def _record(line: bytes) -> Record:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    for name in (*harness.OFFLINE, "HF_HOME"):
+    for name in (*harness.ENVIRONMENT, "HF_HOME"):
         monkeypatch.setenv(name, "1")  # the program sets them, for this process too
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -99,11 +117,13 @@ def test_only_what_the_main_filter_let_through_counts(bench: Bench) -> None:
     bench.engine.prefix = "It is "
     found = bench.run({**EXACT, "filter_list": STRICT_FIRST})
     assert (found.metric, found.score, found.n) == ("exact_match", 0, 10)
+    assert found.ci95 is not None
     assert found.ci95[0] <= found.score <= found.ci95[1]
     assert found.more["exact_match,flexible"] == 0.5
     assert [record.score for record in bench.items().values()] == [0] * 10
     found = bench.run({**EXACT, "filter_list": STRICT_FIRST[::-1]})
     assert (found.score, found.n) == (0.5, 10)
+    assert found.ci95 is not None
     assert found.ci95[0] <= found.score <= found.ci95[1]
 
 
@@ -129,14 +149,39 @@ def test_too_many_items_without_an_answer_end_it(bench: Bench) -> None:
 
 
 def test_what_stands_behind_nothing_is_scored_or_refused_but_never_certain(bench: Bench) -> None:
-    config = {
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{q}}",
-        "doc_to_choice": ["yes", "no"],
-        "doc_to_target": "{{a}}",
-        "metric_list": [{"metric": "acc"}],
-    }
+    config = {**CHOICE, "metric_list": [{"metric": "acc"}]}
     rows = [{"q": "Is it?", "a": 0}]
     assert bench.run(config, rows).score == 1
     with pytest.raises(Unimplemented, match="no token before"):
         bench.run({**config, "metric_list": [{"metric": "acc"}, {"metric": "acc_mutual_info"}]}, rows)
+
+
+def test_what_the_harness_draws_for_an_error_it_draws_in_this_process(bench: Bench) -> None:
+    forks: list[int] = []  # each would hear SIGTERM for the program of evaluations
+    os.register_at_fork(before=lambda: forks.append(1))
+    found = bench.run(LIKELIHOOD, CHOICES)
+    assert (found.metric, found.n) == ("perplexity", 10)
+    assert found.stderr is not None
+    assert not forks
+
+
+def test_an_error_that_the_harness_does_not_know_is_not_none(bench: Bench) -> None:
+    found = bench.run({**CHOICE, "metric_list": [{"metric": "brier_score"}]}, CHOICES)
+    assert (found.metric, found.stderr, found.ci95) == ("brier_score", None, None)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "asked"),
+    [
+        ({"max_new_tokens": 9, "do_sample": True, "temperature": 0.7, "top_p": 0.5, "seed": 3}, (9, 0.7, 0.5, 3)),
+        ({"max_completion_tokens": 8, "do_sample": False, "temperature": 0.7}, (8, 0.0, None, None)),
+        ({}, (256, 0.0, None, None)),
+    ],
+)
+def test_answers_are_generated_as_the_task_says(
+    bench: Bench, kwargs: dict[str, Any], asked: tuple[float | None, ...]
+) -> None:
+    bench.run({**EXACT, "generation_kwargs": {"until": ["."], **kwargs}})
+    how = bench.engine.how
+    assert tuple(how.get(name) for name in ("max_tokens", "temperature", "top_p", "seed")) == asked
+    assert how["stop"] == ["."]

@@ -1,7 +1,8 @@
 """Evaluations over REST and in the client: run, shown, their items read, two of them compared."""
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ from moc.client import AsyncClient
 from moc.client.evaluation_views import EvaluationView
 from moc.kernel.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from moc.learning.evaluation import ITEMS_FILE
-from moc.learning.scoring import ACCURACY, Record, summed_up
+from moc.learning.scoring import ACCURACY, PERPLEXITY, Record, summed_up
 from moc.security.identity import Role
 from moc.security.key import KeyTerms
 from tests.rest_stack import RestStack
@@ -35,6 +36,7 @@ async def done(
     scores: Sequence[float | None],
     suite: dict[str, Any] = SUITE,
     digests: Sequence[str] = ("d",),
+    metric: str = ACCURACY,
 ) -> EvaluationView:
     """An evaluation whose items came to that."""
     made = await client.evaluations.run("echo", suite, metadata={"who": "me"})
@@ -46,7 +48,7 @@ async def done(
     path = stack.jobs.folder(made["id"]) / ITEMS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in records) + b'{"task": "t", "id')
-    result = summed_up(ACCURACY, records, seed=0)
+    result = replace(summed_up(ACCURACY, records, seed=0), metric=metric)
     data = {"tasks": {"t": asdict(result)}, "digests": digests}
     program.end(0, metrics={"t/accuracy": result.score, "score": result.score}, data=data)
     await stack.jobs.wait(made["id"])
@@ -80,10 +82,37 @@ async def test_items_are_paged_and_chosen(rest_stack: RestStack, client: AsyncCl
 async def test_two_runs_of_a_suite_are_compared(rest_stack: RestStack, client: AsyncClient) -> None:
     first = await done(rest_stack, client, [0, 0, 0, 0, 0, 1])
     second = await done(rest_stack, client, [1, 1, 1, 1, None, 0])
-    compared = (await client.evaluations.compare(first["id"], second["id"]))["tasks"]["t"]
+    comparison = await client.evaluations.compare(first["id"], second["id"])
+    compared = comparison["tasks"]["t"]
+    assert (compared["a"], compared["b"]) == (0.2, 0.8)  # of the five that both have a score of
+    assert comparison["warnings"] == ["t is compared by the 5 of 6 items that have a score in both"]
     assert (compared["n"], compared["only_a"], compared["only_b"], compared["test"]) == (5, 1, 4, "mcnemar")
     assert compared["difference"] == pytest.approx(0.6)
     assert compared["p_value"] == pytest.approx(0.375)
+
+
+async def test_a_task_that_cannot_be_compared_is_named(
+    rest_stack: RestStack, client: AsyncClient, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    rows = await client.files.add(tmp_path / "rows.jsonl", purpose="evals")
+    task = {"name": "t", "type": "harness", "data": {"file": rows["id"]}, "config": {}}
+    suite = {"name": "s", "tasks": [task]}
+    runs = [await done(rest_stack, client, [None] * 6, suite, metric="f1") for _ in range(2)]
+    assert (runs[0]["tasks"]["t"]["stderr"], runs[0]["tasks"]["t"]["ci95"]) == (None, None)
+    found = await client.evaluations.compare(runs[0]["id"], runs[1]["id"])
+    assert found["tasks"] == {}
+    assert found["warnings"] == ["t is not compared: no scores of single items make up its f1 in both"]
+    runs = [await done(rest_stack, client, scores, suite, metric="acc") for scores in ([0, 1], [1, 1])]
+    found = await client.evaluations.compare(runs[0]["id"], runs[1]["id"])
+    assert (found["tasks"]["t"]["difference"], found["warnings"]) == (0.5, [])
+
+
+async def test_an_interval_of_few_items_is_warned_of(rest_stack: RestStack, client: AsyncClient) -> None:
+    few = await done(rest_stack, client, [20, 30], metric=PERPLEXITY)
+    assert few["warnings"] == [f"t of {few['id']} has 2 items, which is too few for its interval to be relied on"]
+    enough = await done(rest_stack, client, [20.0] * 10, metric=PERPLEXITY)
+    assert enough["warnings"] == []
 
 
 async def test_what_several_versions_answered_is_told_of(rest_stack: RestStack, client: AsyncClient) -> None:
@@ -116,6 +145,9 @@ async def test_what_makes_no_sense_is_refused(rest_stack: RestStack, client: Asy
     job = await client.jobs.submit("script", options={"command": ["true"]})
     with pytest.raises(NotFound, match="measures nothing"):
         await client.evaluations.show(job["id"])
+    for after in ("zzz", job["id"]):
+        with pytest.raises(NotFound, match="`after` names none that is here"):
+            await client.evaluations.list(after=after)
 
 
 async def test_a_key_for_some_models_sees_their_evaluations(

@@ -232,3 +232,14 @@ async def test_a_search_that_is_asked_to_end_can_go_on(bench: Bench) -> None:
         await work
     await bench.search()
     assert len(bench.result["data"]["trials"]) == 6
+
+
+async def test_what_was_tried_is_not_tried_again(bench: Bench) -> None:
+    await bench.search(space={"x": {"choices": [0.5, 0.1]}, "kind": {"choices": ["a", "b"]}}, trials=12, parallel=1)
+    trials = bench.result["data"]["trials"]
+    points = [json.dumps(trial["hyperparameters"], sort_keys=True) for trial in trials]
+    assert (len(trials), len(bench.jobs.submitted)) == (12, len(set(points)))
+    for trial, point in zip(trials, points, strict=True):
+        first = trials[points.index(point)]
+        assert (trial["job"], trial["value"]) == (first["job"], first["value"])
+    assert bench.result["data"]["best"]["job"] in {f"job-{number}" for number in bench.jobs.submitted}

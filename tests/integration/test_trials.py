@@ -10,7 +10,8 @@ import pytest
 from moc.client.async_client import AsyncClient
 from moc.kernel.errors import NotFound
 from moc.learning.job import JobState, Reason
-from moc.workers.trainers.trials import Away, Trials
+from moc.workers.trainers.assignment import Away
+from moc.workers.trainers.trials import Trials
 from tests.coordinator import free_port
 from tests.rest_stack import RestStack
 

@@ -5,15 +5,26 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import pytest
 
-from moc.client.calls import Answer, Call
-from moc.client.connection import AsyncConnection
-from moc.kernel.errors import Cancelled, InvalidRequest, MocError, NotFound, Unavailable, Unimplemented
+from moc.client.calls import Answer, Call, StreamCall
+from moc.client.connection import AsyncConnection, AsyncStream
+from moc.kernel.errors import (
+    Cancelled,
+    InvalidRequest,
+    MocError,
+    NoCapacity,
+    NotFound,
+    Unavailable,
+    Unimplemented,
+    WorkerLost,
+)
 from moc.learning.suite import Suite
-from moc.workers.trainers.assignment import Failure
+from moc.workers.trainers.assignment import Away, Failure
 from moc.workers.trainers.endpoint import Endpoint
 from moc.workers.trainers.evaluate import Run
+from moc.workers.trainers.harness import ENVIRONMENT
 from moc.workers.trainers.report import Report
 
 T = TypeVar("T")
@@ -38,6 +49,12 @@ class Line(AsyncConnection):
             raise answer
         return call.read(Answer(self.headers, json.dumps(answer).encode()))
 
+    async def open(self, call: StreamCall[T]) -> AsyncStream[T]:
+        self.asked.append(json.loads(call.asked.body))
+        chunk = {"choices": [{"delta": {"content": "yes"}}]}
+        body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n".encode()
+        return AsyncStream(self, httpx.Response(200, headers=self.headers, content=body), call)
+
 
 def said(body: dict[str, Any]) -> dict[str, Any]:
     return {"choices": [{"message": {"content": body["messages"][-1]["content"]}}], "usage": {"completion_tokens": 1}}
@@ -50,13 +67,14 @@ class Bench:
         self.folder = folder
         self.line = Line()
         self.stopped = False
+        self.retry_for_s = 60.0
         self.answered_by: list[str] = []
         self.paths: dict[str, Path] = {}
         self.items = folder / "output" / "items.jsonl"
 
     async def run(self, *tasks: dict[str, Any], digests: Collection[str] = (), **defaults: Any) -> dict[str, Any]:
         suite = Suite.parse({"name": "s", "tasks": tasks, "defaults": defaults})
-        endpoint = Endpoint(self.line, "m", lambda: self.stopped)
+        endpoint = Endpoint(self.line, "m", lambda: self.stopped, retry_for_s=self.retry_for_s)
         report = Report(str(self.folder / "progress"))
         run = Run(suite, self.paths, endpoint, report, folder=self.folder, seed=0, digests=digests)
         try:
@@ -130,11 +148,47 @@ async def test_too_many_failures_end_it(bench: Bench) -> None:
 
 
 async def test_what_may_go_better_is_asked_again(bench: Bench) -> None:
-    failures = [Unavailable("a moment"), Unavailable("another")]
+    failures: list[MocError] = [NoCapacity("a moment"), Unavailable("another")]
     bench.line.on = lambda body: failures.pop() if failures else said(body)
     results = await bench.run({**ECHO, "limit": 1})
     assert results["t"].score == 1
     assert len(bench.line.asked) == 3
+
+
+@pytest.mark.parametrize("error", [Unavailable("no coordinator answers"), NoCapacity("all is held")])
+async def test_an_outage_ends_the_attempt_and_is_no_error_of_an_item(bench: Bench, error: MocError) -> None:
+    await bench.run({**ECHO, "limit": 4})
+    bench.line.on, bench.retry_for_s = (lambda body: error), 0
+    with pytest.raises(Away, match=error.message):
+        await bench.run(ECHO)
+    bench.line.on, bench.line.asked = said, []
+    assert len(bench.items.read_bytes().splitlines()) == 4
+    results = await bench.run(ECHO)
+    assert (results["t"].n, results["t"].errors, len(bench.line.asked)) == (10, 0, 6)
+
+
+async def test_what_an_item_may_be_to_blame_for_is_an_error_of_that_item(bench: Bench) -> None:
+    bench.retry_for_s = 0
+    bench.line.on = lambda body: (
+        WorkerLost("it crashed", sent=True) if body["messages"][-1]["content"] == "3" else said(body)
+    )
+    results = await bench.run(ECHO)
+    assert (results["t"].n, results["t"].errors) == (9, 1)
+
+
+async def test_latencies_are_of_a_model_that_is_loaded_and_name_it(bench: Bench) -> None:
+    task = {"name": "t", "type": "latency", "repeat": 2, "items": [{"prompt": "a"}, {"prompt": "b"}]}
+    results = await bench.run(task)
+    assert results["t"].n == 4
+    assert [body["messages"][-1]["content"] for body in bench.line.asked] == ["Hello", "a", "b", "a", "b"]
+    assert bench.line.asked[0]["max_tokens"] == 1
+    items = [json.loads(line) for line in bench.items.read_bytes().splitlines()]
+    assert [item["id"] for item in items] == ["0#0", "1#0", "0#1", "1#1"]
+    assert {(item["model"], item["digest"]) for item in items} == {("m@1", "d")}
+    assert bench.answered_by == ["d"]
+    bench.line.asked = []
+    await bench.run(task)
+    assert bench.line.asked == []
 
 
 @pytest.mark.parametrize("error", [NotFound("no such model"), Unimplemented("cannot")])
@@ -218,7 +272,7 @@ async def test_a_template_of_the_harness_gets_nowhere_it_should_not(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
-    for name in ("HF_HOME", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+    for name in ("HF_HOME", *ENVIRONMENT):
         monkeypatch.setenv(name, "1")  # the program sets them, for this process too
     bench.paths["f"] = bench.folder / "rows.jsonl"
     bench.paths["f"].write_text('{"question": "?", "answer": "x"}\n')

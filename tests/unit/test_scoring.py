@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from moc.kernel.errors import InvalidRequest
-from moc.learning.scoring import ACCURACY, LATENCY, PERPLEXITY, Record, compared, likeliest, right, summed_up
+from moc.learning.scoring import ACCURACY, LATENCY, PERPLEXITY, Record, adds_up, compared, likeliest, right, summed_up
 from moc.learning.suite import Choice, Contains, ExactMatch, JsonSchema, MultipleChoice, Prompt, Question, Regex
 
 SCHEMA = {"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}}}
@@ -32,6 +32,7 @@ def question(*expected: str) -> Question:
         (JsonSchema(name="t", schema=SCHEMA), Prompt(prompt="?"), '{"a": 1}', True),
         (JsonSchema(name="t", schema=SCHEMA), Prompt(prompt="?"), '{"a": "1"}', False),
         (JsonSchema(name="t", schema=SCHEMA), Prompt(prompt="?"), "{", False),
+        (JsonSchema(name="t", schema={"multipleOf": 0.5}), Prompt(prompt="?"), "1" + "0" * 400, False),
     ],
 )
 def test_an_answer_is_right_or_not(task: Any, item: Any, got: str, is_right: bool) -> None:
@@ -40,7 +41,7 @@ def test_an_answer_is_right_or_not(task: Any, item: Any, got: str, is_right: boo
 
 @pytest.mark.parametrize("schema", [{"type": "colour"}, {"$ref": "http://nowhere.invalid/schema.json"}])
 def test_a_schema_that_is_none_is_told_of_and_nothing_is_fetched(schema: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest, match="the schema is none"):
+    with pytest.raises(InvalidRequest, match="not a JSON schema"):
         right(JsonSchema(name="t", schema=schema), Prompt(prompt="?"), "{}")
 
 
@@ -90,8 +91,28 @@ def test_runs_are_compared_as_their_metric_wants() -> None:
     better = compared(ACCURACY, records(*[0] * 8, 1), records(*[1] * 8, 1), seed=0)
     assert better.test == "mcnemar"
     assert better.p_value == pytest.approx(2 / 2**8)
-    assert compared("acc", records(0, 1), records(1, 1), seed=0).test == "mcnemar"
-    assert compared("f1", records(0.5, 1), records(0.25, 1), seed=0).test == "bootstrap"
+    assert compared("acc", records(0, 1), records(1, 1), seed=0, harness=True).test == "mcnemar"
+    assert compared("likelihood", records(0.5, 1), records(0.25, 1), seed=0, harness=True).test == "permutation"
     slower = compared(LATENCY, records(*range(100)), records(*range(50, 150)), seed=0)
     assert slower.difference == pytest.approx(50)
     assert slower.p_value < 0.01
+
+
+def test_the_perplexity_of_the_harness_is_of_answers() -> None:
+    first, second = records(-3.0, -5.0, -2.5), records(-2.0, -4.0, -1.5)
+    found = compared(PERPLEXITY, first, second, seed=0, harness=True)
+    assert [found.first, found.second] == pytest.approx([math.exp(3.5), math.exp(2.5)])
+    assert found.p_value == pytest.approx(2 / 2**3)
+    assert adds_up(PERPLEXITY, math.exp(3.5), first)
+
+
+def test_a_metric_of_the_harness_that_its_items_do_not_make_up_is_known() -> None:
+    assert adds_up("acc", 0.5, records(0, 1, None))
+    assert not adds_up("acc", 1.0, records(0, 1, 1))  # as by `aggregation: median`
+    assert not adds_up("f1", 0.5, records(None, None))
+
+
+@pytest.mark.parametrize("metric", [ACCURACY, PERPLEXITY, LATENCY])
+def test_one_item_says_nothing_of_the_error(metric: str) -> None:
+    assert summed_up(metric, records(1.0, tokens=5), seed=0).stderr is None
+    assert (summed_up(metric, records(1.0, tokens=5), seed=0).ci95 is None) == (metric != ACCURACY)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moc.learning.statistics import bootstrap, mcnemar, mean, paired_bootstrap, quantile, standard_error, wilson
+from moc.learning.statistics import bootstrap, mcnemar, mean, permutation, quantile, standard_error, wilson
 
 
 @pytest.mark.parametrize(
@@ -45,24 +45,53 @@ def test_few_differences_prove_little(gained: int, lost: int, p_value: float) ->
 def test_a_bootstrap_of_a_mean_is_what_theory_says() -> None:
     source = random.Random(7)
     values = [source.gauss(10, 2) for _ in range(400)]
-    stderr, (low, high) = bootstrap(values, mean, seed=0)
-    assert stderr == pytest.approx(standard_error(values), rel=0.1)
+    expected = standard_error(values)
+    stderr, interval = bootstrap(values, mean, seed=0)
+    assert expected is not None
+    assert interval is not None
+    low, high = interval
+    assert stderr == pytest.approx(expected, rel=0.1)
     assert low < fmean(values) < high
-    assert high - low == pytest.approx(2 * 1.96 * standard_error(values), rel=0.1)
+    assert high - low == pytest.approx(2 * 1.96 * expected, rel=0.1)
     assert bootstrap(values, mean, seed=0) == (stderr, (low, high))
 
 
-def test_a_paired_bootstrap_sees_what_pairs_tell() -> None:
+def test_a_single_value_says_nothing_of_its_error() -> None:
+    assert bootstrap([5.0], mean, seed=0) == (None, None)
+    assert standard_error([5.0]) is None
+    assert permutation([5.0], [6.0], mean, seed=0).ci95 is None
+
+
+def test_a_permutation_test_sees_what_pairs_tell() -> None:
     source = random.Random(3)
     first = [source.gauss(0, 10) for _ in range(60)]
-    shifted = paired_bootstrap(first, [value + 1 + source.gauss(0, 1) for value in first], mean, seed=0)
+    shifted = permutation(first, [value + 1 + source.gauss(0, 1) for value in first], mean, seed=0)
     assert shifted.difference == pytest.approx(1, abs=0.4)
     assert shifted.p_value < 0.01
+    assert shifted.second - shifted.first == pytest.approx(shifted.difference)
+    assert shifted.ci95 is not None
     assert shifted.ci95[0] > 0
-    same = paired_bootstrap(first, first, mean, seed=0)
+    same = permutation(first, first, mean, seed=0)
     assert (same.difference, same.ci95, same.p_value) == (0, (0, 0), 1)
-    noise = paired_bootstrap(first, [source.gauss(0, 10) for _ in first], mean, seed=0)
+    noise = permutation(first, [source.gauss(0, 10) for _ in first], mean, seed=0)
     assert noise.p_value > 0.05
+
+
+@pytest.mark.parametrize("count", range(1, 13))
+def test_few_items_that_all_became_worse_prove_no_more_than_their_number_can(count: int) -> None:
+    first = [20.0 + at for at in range(count)]
+    found = permutation(first, [value + 0.01 for value in first], mean, seed=0)
+    assert found.p_value == pytest.approx(2 / 2**count)
+
+
+@pytest.mark.parametrize("count", [2, 4, 8, 20])
+def test_where_there_is_no_difference_one_is_seen_no_more_often_than_it_may(count: int) -> None:
+    source, seen = random.Random(1), 0
+    for _ in range(200):
+        first = [source.gauss(20, 3) for _ in range(count)]
+        second = [value + source.gauss(0, 1) for value in first]
+        seen += permutation(first, second, mean, seed=0).p_value < 0.05
+    assert seen <= 200 * 0.08
 
 
 def test_quantiles_fall_between_values() -> None:
@@ -70,4 +99,3 @@ def test_quantiles_fall_between_values() -> None:
     assert quantile([1, 2], 0.95) == pytest.approx(1.95)
     assert quantile([5], 0.95) == 5
     assert math.isnan(quantile([], 0.5))
-    assert standard_error([1]) == 0

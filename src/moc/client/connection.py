@@ -2,7 +2,7 @@
 
 import ssl
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -280,6 +280,11 @@ class AsyncStream(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Those the answer began with; their names compare as lower case."""
+        return self._response.headers
 
     async def aclose(self) -> None:
         """Stop; calling it again does nothing."""

@@ -4,12 +4,12 @@ from typing import Any, TypedDict
 
 
 class TaskScoreView(TypedDict):
-    """What a task came to, of `n` items that have a score."""
+    """What a task came to, of `n` items that were answered; what they do not tell of its error is null."""
 
     metric: str
     score: float
-    stderr: float
-    ci95: list[float]
+    stderr: float | None
+    ci95: list[float] | None
     n: int
     errors: int
     more: dict[str, float]
@@ -27,6 +27,7 @@ class EvaluationView(TypedDict):
     suite_digest: str
     status: str
     message: str
+    waits_for: str
     done: int
     total: int
     score: float | None
@@ -64,7 +65,7 @@ class TaskComparisonView(TypedDict):
     a: float
     b: float
     difference: float
-    ci95: list[float]
+    ci95: list[float] | None
     p_value: float
     test: str
     n: int
@@ -73,7 +74,10 @@ class TaskComparisonView(TypedDict):
 
 
 class ComparisonView(TypedDict):
-    """How the evaluation `b` differs from `a`, by task; `warnings` say why that may be no difference of two models."""
+    """How the evaluation `b` differs from `a`, by task.
+
+    `warnings` say why that may be no difference of two models, and what is not compared.
+    """
 
     a: str
     b: str

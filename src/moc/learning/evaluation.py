@@ -13,7 +13,7 @@ from moc.kernel.errors import InvalidRequest, NotFound
 from moc.learning.files import Files
 from moc.learning.job import Job, JobSpec, Outcome
 from moc.learning.ports import Prepared
-from moc.learning.suite import Harness, Suite, items_of
+from moc.learning.suite import Suite, check_items
 
 OPTIONS = frozenset({"suite"})
 ITEMS_FILE = Path("output/items.jsonl")
@@ -51,7 +51,8 @@ class Evaluation:
         """See `Kind.prepare`."""
         suite = Suite.parse(job.spec.options["suite"])
         paths = {file_id: self._files.path(file_id) for file_id in suite.files}
-        await asyncio.to_thread(_check_items, suite, paths)
+        names = {file_id: self._files.show(file_id).filename for file_id in suite.files}
+        await asyncio.to_thread(check_items, suite, paths, names)
         digests = [*self._answerers(job.spec.model).values()]
         return Prepared(
             task={
@@ -84,9 +85,3 @@ class Evaluation:
 
 
 _NO_SUITE = "an evaluation has the option `suite`; see docs/reference/suites.md"
-
-
-def _check_items(suite: Suite, paths: Mapping[str, Path]) -> None:
-    for task in suite.tasks:
-        if not isinstance(task, Harness):  # whose rows may be anything
-            items_of(task, paths)

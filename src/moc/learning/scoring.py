@@ -1,7 +1,6 @@
 """What an answer is worth, and what the answers to a task come to."""
 
 import math
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -16,12 +15,22 @@ from moc.learning.statistics import (
     bootstrap,
     mcnemar,
     mean,
-    paired_bootstrap,
+    permutation,
     quantile,
     standard_error,
     wilson,
 )
-from moc.learning.suite import Answering, Choice, Contains, ExactMatch, JsonSchema, MultipleChoice, Question, Regex
+from moc.learning.suite import (
+    Answering,
+    Choice,
+    Contains,
+    ExactMatch,
+    JsonSchema,
+    MultipleChoice,
+    Question,
+    Regex,
+    normalised,
+)
 
 ACCURACY: Final = "accuracy"
 PERPLEXITY: Final = "perplexity"
@@ -34,7 +43,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What came of an item: a line of a run's items.
 
     `score` is 0 or 1; of a perplexity the negative log-likelihood of the text, which has `tokens`; of a latency its
-    milliseconds; null when the item failed with an `error`. `model` and `digest` are of the version that answered.
+    milliseconds; null when the item failed with an `error`, or the harness scores all items at once. `model` and
+    `digest` are of the version that answered.
     """
 
     task: str
@@ -56,27 +66,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 class TaskResult:
     """What a task came to: its `metric`, with the standard error and the 95 % interval, of `n` items.
 
-    `errors` are items without a score, which are not among them. `more` are other numbers by their names.
+    What the items do not tell is None. `errors` are items without a score, which are not among them. `more` are other
+    numbers by their names.
     """
 
     metric: str
     score: float
-    stderr: float
-    ci95: Interval
+    stderr: float | None
+    ci95: Interval | None
     n: int
     errors: int = 0
     more: Mapping[str, float] = field(default_factory=dict)
-
-
-def normalised(text: str, ignore: Sequence[str]) -> str:
-    """A text without what is to make no difference; white space around it never does."""
-    if "case" in ignore:
-        text = text.casefold()
-    if "punctuation" in ignore:
-        text = "".join(character for character in text if not unicodedata.category(character).startswith("P"))
-    if "whitespace" in ignore:
-        text = " ".join(text.split())
-    return text.strip()
 
 
 def right(task: Answering, item: Any, got: str) -> bool:
@@ -111,13 +111,13 @@ def summed_up(metric: str, records: Sequence[Record], *, seed: int) -> TaskResul
     scored = [record for record in records if record.score is not None]
     errors = len(records) - len(scored)
     if not scored:
-        return TaskResult(metric=metric, score=0.0, stderr=0.0, ci95=(0.0, 0.0), n=0, errors=errors)
+        return TaskResult(metric=metric, score=0.0, stderr=None, ci95=None, n=0, errors=errors)
     more = {"latency_mean_ms": fmean(record.latency_ms for record in scored)}
     if metric == ACCURACY:
         values = [_score(record) for record in scored]
-        interval = wilson(sum(value > 0 for value in values), len(values))
+        share = wilson(sum(value > 0 for value in values), len(values))
         return TaskResult(
-            metric=metric, score=fmean(values), stderr=standard_error(values), ci95=interval, n=len(scored),
+            metric=metric, score=fmean(values), stderr=standard_error(values), ci95=share, n=len(scored),
             errors=errors, more=more,
         )  # fmt: skip
     statistic = STATISTICS[metric]
@@ -128,11 +128,20 @@ def summed_up(metric: str, records: Sequence[Record], *, seed: int) -> TaskResul
     )  # fmt: skip
 
 
-def compared(metric: str, first: Sequence[Record], second: Sequence[Record], *, seed: int) -> Paired:
-    """Whether two runs differ on the same items, at least one, all of them scored."""
-    if metric not in (PERPLEXITY, LATENCY) and all(record.score in (0, 1) for record in (*first, *second)):
+def compared(
+    metric: str, first: Sequence[Record], second: Sequence[Record], *, seed: int, harness: bool = False
+) -> Paired:
+    """Whether two runs differ on the same items, at least one, all of them scored; `harness` is of whose task."""
+    statistic = _of_harness(metric) if harness else STATISTICS[metric]
+    if statistic is _mean_score and all(record.score in (0, 1) for record in (*first, *second)):
         return mcnemar([record.score == 1 for record in first], [record.score == 1 for record in second])
-    return paired_bootstrap(first, second, STATISTICS.get(metric, _mean_score), seed=seed)
+    return permutation(first, second, statistic, seed=seed)
+
+
+def adds_up(metric: str, score: float, records: Sequence[Record]) -> bool:
+    """Whether a task of the harness came to what can be computed of its items' scores alone."""
+    scored = [record for record in records if record.score is not None]
+    return bool(scored) and math.isclose(_of_harness(metric)(scored), score, rel_tol=1e-6, abs_tol=1e-9)
 
 
 def _score(record: Record) -> float:
@@ -158,7 +167,16 @@ STATISTICS: Final[Mapping[str, Callable[[Sequence[Record]], float]]] = {
     PERPLEXITY: _perplexity,
     LATENCY: _p95,
 }
-"""What a metric is of the records of a task; one of the harness is taken for their mean."""
+"""What a metric is of the records of a task."""
+
+
+def _of_harness(metric: str) -> Callable[[Sequence[Record]], float]:
+    """The same of a task of the harness; its `perplexity` is of answers, of which it tells the log-likelihoods."""
+    return _perplexity_of_answers if metric == PERPLEXITY else _mean_score
+
+
+def _perplexity_of_answers(records: Sequence[Record]) -> float:
+    return math.exp(min(-_mean_score(records), 700.0))
 
 
 def _details(metric: str, records: Sequence[Record]) -> dict[str, float]:
@@ -187,16 +205,6 @@ def _matches(pattern: str, got: str, *, whole: bool) -> bool:
         raise InvalidRequest(f"{pattern[:100]!r} is no pattern: {error}") from None
 
 
-def check_schema(schema: Mapping[str, Any]) -> None:
-    """InvalidRequest unless it is a JSON schema."""
-    import jsonschema
-
-    try:
-        jsonschema.validators.validator_for(schema).check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise InvalidRequest(f"the schema is none: {' '.join(str(error).split())[:200]}") from None
-
-
 def _is_valid(schema: Mapping[str, Any], got: str) -> bool:
     import jsonschema  # an extra, and only this task needs it
     import referencing
@@ -207,6 +215,6 @@ def _is_valid(schema: Mapping[str, Any], got: str) -> bool:
         # of a registry of its own nothing is fetched, wherever a `$ref` leads
         return bool(kind(schema, registry=referencing.Registry()).is_valid(msgspec.json.decode(got)))
     except (jsonschema.SchemaError, referencing.exceptions.Unresolvable) as error:
-        raise InvalidRequest(f"the schema is none: {' '.join(str(error).split())[:200]}") from None
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise InvalidRequest(f"not a JSON schema: {' '.join(str(error).split())[:200]}") from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError, ArithmeticError):  # some numbers are too large
         return False

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 from typing import Final, TypeVar
@@ -10,7 +10,10 @@ from typing import Final, TypeVar
 RESAMPLES: Final = 2_000
 RESAMPLES_MIN: Final = 200
 DRAWN_MAX: Final = 10_000_000
-"""How often a bootstrap draws: less often where there is much to draw. Its p-values are multiples of one in so many."""
+"""How often something is drawn: less often where there is much to draw."""
+
+SWAPPED_MAX: Final = 12
+"""Of how many items every way to swap two runs is tried: 4096 of them."""
 
 _Z95: Final = NormalDist().inv_cdf(0.975)
 
@@ -23,18 +26,20 @@ Statistic = Callable[[Sequence[T]], float]
 class Paired:
     """How a second run differs from a first on the same items: by how much, within what, and by chance with `p_value`.
 
-    `test` is `mcnemar` or `bootstrap`.
+    `first` and `second` are what they come to on these items. `test` is `mcnemar` or `permutation`.
     """
 
+    first: float
+    second: float
     difference: float
-    ci95: Interval
+    ci95: Interval | None
     p_value: float
     test: str
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """Of their mean; 0 when there are not two of them."""
-    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of their mean; None when there are not two of them."""
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def wilson(successes: int, count: int) -> Interval:
@@ -58,8 +63,10 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def bootstrap(values: Sequence[T], statistic: Statistic[T], *, seed: int) -> tuple[float, Interval]:
-    """The standard error and the 95 % interval (of percentiles) of a statistic of `values`, at least one."""
+def bootstrap(values: Sequence[T], statistic: Statistic[T], *, seed: int) -> tuple[float, Interval] | tuple[None, None]:
+    """The standard error and the 95 % interval (of percentiles) of a statistic of `values`; none of a single one."""
+    if len(values) < 2:
+        return None, None
     drawn = _drawn(values, statistic, seed)
     return stdev(drawn), (quantile(drawn, 0.025), quantile(drawn, 0.975))
 
@@ -77,23 +84,33 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     middle = (more - less) / total
     half = _Z95 * math.sqrt(more + less - (more - less) ** 2 / total) / total
     interval = (max(-1.0, middle - half), min(1.0, middle + half))
-    return Paired((gained - lost) / count, interval, _binomial_two_sided(gained, gained + lost), "mcnemar")
+    return Paired(
+        sum(first) / count,
+        sum(second) / count,
+        (gained - lost) / count,
+        interval,
+        _binomial_two_sided(gained, gained + lost),
+        "mcnemar",
+    )
 
 
-def paired_bootstrap(first: Sequence[T], second: Sequence[T], statistic: Statistic[T], *, seed: int) -> Paired:
-    """Whether a statistic of two runs differs, drawing the same items of both again and again.
+def permutation(first: Sequence[T], second: Sequence[T], statistic: Statistic[T], *, seed: int) -> Paired:
+    """Whether a statistic of two runs differs, at least one item of each, by swapping the runs item by item.
 
-    `p_value` is twice the share of draws on the rarer side of no difference, counting what was seen as one of them.
+    `p_value` is the share of ways to swap that make as large a difference as was seen: of all ways where there are at
+    most SWAPPED_MAX items, of what was seen and ways drawn where there are more. The interval is that of a bootstrap
+    which draws the same items of both.
     """
     pairs = list(zip(first, second, strict=True))
 
     def difference(drawn: Sequence[tuple[T, T]]) -> float:
         return statistic([after for _, after in drawn]) - statistic([before for before, _ in drawn])
 
-    drawn = _drawn(pairs, difference, seed)
-    low, high = sum(value <= 0 for value in drawn), sum(value >= 0 for value in drawn)
-    p_value = min(1.0, 2 * (min(low, high) + 1) / (len(drawn) + 1))
-    return Paired(difference(pairs), (quantile(drawn, 0.025), quantile(drawn, 0.975)), p_value, "bootstrap")
+    seen = difference(pairs)
+    least = abs(seen) * (1 - 1e-9)  # sums in another order are not quite the same
+    as_large = [abs(difference(swapped)) >= least for swapped in _swaps(pairs, seed)]
+    _, interval = bootstrap(pairs, difference, seed=seed)
+    return Paired(statistic(first), statistic(second), seen, interval, fmean(as_large), "permutation")
 
 
 def mean(values: Sequence[float]) -> float:
@@ -103,8 +120,23 @@ def mean(values: Sequence[float]) -> float:
 
 def _drawn(values: Sequence[T], statistic: Statistic[T], seed: int) -> list[float]:
     source = random.Random(seed)  # noqa: S311 - no secret
-    times = max(RESAMPLES_MIN, min(RESAMPLES, DRAWN_MAX // len(values)))
-    return [statistic(source.choices(values, k=len(values))) for _ in range(times)]
+    return [statistic(source.choices(values, k=len(values))) for _ in range(_times(len(values)))]
+
+
+def _swaps(pairs: Sequence[tuple[T, T]], seed: int) -> Iterator[list[tuple[T, T]]]:
+    """The pairs with some of them turned round; first with none."""
+    count = len(pairs)
+    ways: Iterable[int] = range(1 << count)
+    if count > SWAPPED_MAX:
+        source = random.Random(seed)  # noqa: S311 - no secret
+        ways = (0, *(source.getrandbits(count) for _ in range(_times(count))))
+    for way in ways:
+        turned = f"{way:0{count}b}"
+        yield [pair[::-1] if bit == "1" else pair for bit, pair in zip(turned, pairs, strict=True)]
+
+
+def _times(count: int) -> int:
+    return max(RESAMPLES_MIN, min(RESAMPLES, DRAWN_MAX // count))
 
 
 def _binomial_two_sided(successes: int, count: int) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from moc.kernel.choices import told
 from moc.kernel.errors import Forbidden, InvalidRequest, Unimplemented
 from moc.kernel.units import Bytes
 from moc.learning.job import TRAINING, Job, JobSpec, JobType, Outcome
@@ -135,13 +136,13 @@ def _base(spec: JobSpec) -> JobSpec:
         if name not in _BASE:
             raise InvalidRequest(f"a job, as `base` is one, has no {name[:100]!r}; {_hint(name, _BASE)}")
     base["type"] = _OTHER_NAMES.get(base["type"], base["type"])
+    if base["type"] not in TRIABLE:
+        raise InvalidRequest(f"trials are of the type {', '.join(sorted(TRIABLE))}, not {base['type'][:40]}")
     inherited = {name: getattr(spec, name) for name in _INHERITED}
     try:
         job = msgspec.convert({**inherited, **base}, JobSpec)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"`base` is no job: {error}") from None
-    if job.type not in TRIABLE:
-        raise InvalidRequest(f"trials are of the type {', '.join(sorted(TRIABLE))}, not {job.type}")
+        raise InvalidRequest(f"`base` is no job: {told(error, JobSpec)}") from None
     replace(job, metadata={**job.metadata, TRIAL: ""}).check()
     return replace(job, hyperparameters={**spec.hyperparameters, **job.hyperparameters})
 

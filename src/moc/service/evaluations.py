@@ -1,7 +1,7 @@
 """What a caller may ask about evaluations: jobs that measured a model, their items, and two of them side by side."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,12 +13,15 @@ from moc.kernel.errors import Conflict, NotFound
 from moc.learning.evaluation import ITEMS_FILE
 from moc.learning.job import Job, JobState, JobType
 from moc.learning.jobs import Jobs
-from moc.learning.scoring import Record, compared
+from moc.learning.scoring import LATENCY, PERPLEXITY, Record, adds_up, compared
 from moc.security.identity import Identity
 from moc.security.policy import Operation
 from moc.service.guard import check, visible
-from moc.service.jobs import JobsService, JobWish, check_job
+from moc.service.jobs import JobsService, JobWish, check_after, check_job
 from moc.service.views import Page, rfc3339
+
+ITEMS_MIN = 10
+"""With fewer, the interval of a bootstrap is too narrow."""
 
 _decode_record = msgspec.json.Decoder(Record).decode
 
@@ -35,15 +38,16 @@ class EvaluationWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskView:
-    """What a task came to: its `metric`, its standard error and 95 % interval, of `n` items that have a score.
+    """What a task came to: its `metric`, its standard error and 95 % interval, of `n` items that were answered.
 
-    `more` are other numbers of it, by their names.
+    These two are null where the items do not tell them: there is only one, or the harness has no formula. `more` are
+    other numbers of it, by their names.
     """
 
     metric: str
     score: float
-    stderr: float
-    ci95: tuple[float, float]
+    stderr: float | None
+    ci95: tuple[float, float] | None
     n: int
     errors: int
     more: dict[str, float]
@@ -54,7 +58,8 @@ class EvaluationView:
     """An evaluation, by the id of its job. `score` is the mean of its accuracies, null without any or until the end.
 
     Two of one `suite_digest` measured the same. `done` of `total` items were asked so far. `digests` are of the
-    versions that answered: more than one were measured together, as `warnings` say.
+    versions that answered: more than one were measured together, as `warnings` say, which name tasks too that have too
+    few items for their interval.
     """
 
     id: str
@@ -63,6 +68,7 @@ class EvaluationView:
     suite_digest: str
     status: str
     message: str
+    waits_for: str
     done: int
     total: int
     score: float | None
@@ -98,15 +104,16 @@ class ItemView:
 class ComparisonView:
     """How the second of two evaluations differs from the first in a task, on the `n` items that both have a score of.
 
-    `p_value` is how likely so large a difference is by chance alone, by `test`: `mcnemar` or `bootstrap`. `only_a` and
-    `only_b` are items that one of them alone got right; null where there is no right and wrong.
+    `a` and `b` are of these items alone. `p_value` is how likely so large a difference is by chance alone, by `test`:
+    `mcnemar` or `permutation`. `ci95` is null of one item without right and wrong. `only_a` and `only_b` are items that
+    one of them alone got right; null where there is no right and wrong.
     """
 
     metric: str
     a: float
     b: float
     difference: float
-    ci95: tuple[float, float]
+    ci95: tuple[float, float] | None
     p_value: float
     test: str
     n: int
@@ -116,7 +123,10 @@ class ComparisonView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """How the evaluation `b` differs from `a`, by task; `warnings` say why that may be no difference of two models."""
+    """How the evaluation `b` differs from `a`, by task.
+
+    `warnings` say why that may be no difference of two models, and what is not compared.
+    """
 
     a: str
     b: str
@@ -145,13 +155,11 @@ class EvaluationsService:
         return _view(self._jobs.show(made.id))
 
     async def list(self, identity: Identity, *, after: str | None, limit: int) -> Page[EvaluationView]:
-        """Evaluations by id, so oldest first; `after` is the last id of the page before."""
+        """Evaluations by id, so oldest first; `after` is the last id of the page before. NotFound when it is none."""
         may_see = visible(identity, Operation.READ_JOBS)
-        found = [
-            job
-            for job in self._jobs.all()
-            if job.spec.type is JobType.EVALUATE and may_see(job.spec.model) and (after is None or job.id > after)
-        ]
+        seen = [job for job in self._jobs.all() if job.spec.type is JobType.EVALUATE and may_see(job.spec.model)]
+        check_after(after, seen)
+        found = [job for job in seen if after is None or job.id > after]
         return Page([_view(job) for job in found[:limit]], found[limit - 1].id if len(found) > limit else None)
 
     async def show(self, identity: Identity, job_id: str) -> EvaluationView:
@@ -190,8 +198,9 @@ class EvaluationsService:
                 "or other items); compare two runs of the same one"
             )
         paths = [self._jobs.folder(job.id) / ITEMS_FILE for job in (first, second)]
-        tasks = await asyncio.to_thread(_compared, one, other, *paths)
-        return Comparison(a=one.id, b=other.id, tasks=tasks, warnings=[*one.warnings, *other.warnings])
+        types = {task["name"]: task["type"] for task in first.spec.options["suite"]["tasks"]}
+        tasks, warnings = await asyncio.to_thread(_compared, types, one, other, *paths)
+        return Comparison(a=one.id, b=other.id, tasks=tasks, warnings=[*one.warnings, *other.warnings, *warnings])
 
     def _pick(self, identity: Identity, job_id: str) -> Job:
         try:
@@ -209,24 +218,34 @@ def _view(job: Job) -> EvaluationView:
     outcome, progress = job.outcome, job.progress
     data = outcome.data if outcome is not None else {}
     digests = data.get("digests", [])
+    tasks = {name: msgspec.convert(task, TaskView) for name, task in data.get("tasks", {}).items()}
     return EvaluationView(
         id=job.id,
         model=job.spec.model,
         suite=str(job.spec.options["suite"]["name"]),
         suite_digest=data.get("suite_digest", ""),
         status=job.state,
-        message=job.message or job.waits_for,
+        message=job.message,
+        waits_for=job.waits_for,
         done=progress.step,
         total=progress.total_steps,
         score=None if outcome is None else outcome.metrics.get("score"),
-        tasks={name: msgspec.convert(task, TaskView) for name, task in data.get("tasks", {}).items()},
+        tasks=tasks,
         digests=digests,
-        warnings=[f"{len(digests)} versions answered {job.id}, as {job.spec.model}"] if len(digests) > 1 else [],
+        warnings=[*_warnings(job, tasks, len(digests))],
         created_at=rfc3339(job.created_at),
         created_by_name=job.created_by_name,
         finished_at=rfc3339(job.finished_at) if job.finished_at else None,
         metadata=job.spec.metadata,
     )
+
+
+def _warnings(job: Job, tasks: Mapping[str, TaskView], versions: int) -> Iterator[str]:
+    if versions > 1:
+        yield f"{versions} versions answered {job.id}, as {job.spec.model}"
+    for name, task in tasks.items():
+        if task.metric in (PERPLEXITY, LATENCY) and task.ci95 is not None and task.n < ITEMS_MIN:
+            yield f"{name} of {job.id} has {task.n} items, which is too few for its interval to be relied on"
 
 
 def _records(path: Path) -> Sequence[Record]:
@@ -243,27 +262,45 @@ def _item(record: Record) -> ItemView:
     return ItemView(**msgspec.structs.asdict(record) | {"logprobs": [*record.logprobs]})
 
 
-def _compared(one: EvaluationView, other: EvaluationView, *paths: Path) -> dict[str, ComparisonView]:
-    first, second = ({(record.task, record.id): record for record in _records(path)} for path in paths)
-    found = {}
+def _compared(
+    types: Mapping[str, str], one: EvaluationView, other: EvaluationView, *paths: Path
+) -> tuple[dict[str, ComparisonView], Sequence[str]]:
+    """Each task that can be compared, and what is left out."""
+    found, warnings = {}, []
+    first, second = map(_by_task, paths)
     for name, task in one.tasks.items():
+        before, after, of_harness = first.get(name, {}), second.get(name, {}), types[name] == "harness"
         pairs = [
-            (record, second[key])
-            for key, record in first.items()
-            if key[0] == name and key in second and None not in (record.score, second[key].score)
+            (record, after[key])
+            for key, record in before.items()
+            if key in after and None not in (record.score, after[key].score)
         ]
-        if pairs:
-            found[name] = _comparison(task.metric, task.score, other.tasks[name].score, pairs)
+        sums = ((task.score, before), (other.tasks[name].score, after)) if of_harness else ()
+        if not pairs or not all(adds_up(task.metric, score, [*records.values()]) for score, records in sums):
+            warnings.append(f"{name} is not compared: no scores of single items make up its {task.metric} in both")
+            continue
+        found[name] = _comparison(task.metric, pairs, of_harness)
+        total = len(before.keys() | after.keys())
+        if total > len(pairs):
+            warnings.append(f"{name} is compared by the {len(pairs)} of {total} items that have a score in both")
+    return found, warnings
+
+
+def _by_task(path: Path) -> Mapping[str, Mapping[str, Record]]:
+    found: dict[str, dict[str, Record]] = {}
+    for record in _records(path):
+        found.setdefault(record.task, {})[record.id] = record
     return found
 
 
-def _comparison(metric: str, a: float, b: float, pairs: Sequence[tuple[Record, Record]]) -> ComparisonView:
-    paired = compared(metric, [before for before, _ in pairs], [after for _, after in pairs], seed=0)
+def _comparison(metric: str, pairs: Sequence[tuple[Record, Record]], of_harness: bool) -> ComparisonView:
+    first, second = [before for before, _ in pairs], [after for _, after in pairs]
+    paired = compared(metric, first, second, seed=0, harness=of_harness)
     is_right = paired.test == "mcnemar"
     return ComparisonView(
         metric=metric,
-        a=a,
-        b=b,
+        a=paired.first,
+        b=paired.second,
         difference=paired.difference,
         ci95=paired.ci95,
         p_value=paired.p_value,

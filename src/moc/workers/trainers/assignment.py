@@ -24,6 +24,10 @@ class Failure(Exception):
         self.message = message
 
 
+class Away(Exception):
+    """What a program asks for cannot be had now: another attempt goes on, told where the coordinator is then."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
     """One attempt at a job: `folder` is the job's own, `task` what docs/reference/job-programs.md says of its type."""
@@ -70,6 +74,10 @@ def carry_out(work: Work) -> None:
     assignment = Assignment.read()
     try:
         status = 0 if work(assignment) else STOPPED_STATUS
+    except Away as error:
+        print(error, file=sys.stderr)  # the end of the log is what is told of a job that got no further
+        assignment.report.message(f"what it asks for cannot be had now: {error}", level="warn")
+        status = STOPPED_STATUS
     except Exception as error:
         reason, message = _why(error)
         if reason is Reason.PROGRAM_FAILED:

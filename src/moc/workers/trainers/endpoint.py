@@ -17,10 +17,12 @@ from moc.kernel.errors import (
     Cancelled,
     CircuitOpen,
     DeadlineExceeded,
+    DeadlineUnreachable,
     Forbidden,
     Internal,
     InvalidRequest,
     MocError,
+    NoCapacity,
     NotFound,
     NotLeader,
     QueueFull,
@@ -32,12 +34,13 @@ from moc.kernel.errors import (
     WorkerLost,
 )
 from moc.learning.suite import Message
+from moc.workers.trainers.assignment import Away
 
-TRANSIENT: Final = (
-    *(CircuitOpen, DeadlineExceeded, NotLeader, QueueFull, RateLimited),
-    *(StoreUnavailable, Unavailable, WorkerLost),
-)
-"""What may go better in a moment; being unreachable is one of them."""
+OUTAGES: Final = (NoCapacity, NotLeader, QueueFull, RateLimited, StoreUnavailable, Unavailable)
+"""What may go better later, whatever is asked; being unreachable is one of them."""
+
+TRANSIENT: Final = (*OUTAGES, CircuitOpen, DeadlineExceeded, DeadlineUnreachable, WorkerLost)
+"""What may go better in a moment. What is none of an outage may be the fault of what is asked."""
 
 HOPELESS: Final = (Cancelled, Forbidden, NotFound, Unauthenticated, Unimplemented)
 """What goes no better for any other item."""
@@ -75,12 +78,18 @@ class Likelihood:
 
 
 class Endpoint:
-    """One model behind the API; `stopped` tells whether to go on asking."""
+    """One model behind the API; `stopped` tells whether to go on asking.
 
-    def __init__(self, line: AsyncConnection, model: str, stopped: Callable[[], bool]) -> None:
+    What an outage of `retry_for_s` keeps from being answered raises Away.
+    """
+
+    def __init__(
+        self, line: AsyncConnection, model: str, stopped: Callable[[], bool], *, retry_for_s: float = RETRY_FOR_S
+    ) -> None:
         self._line = line
         self._model = model
         self._stopped = stopped
+        self._retry_for_s = retry_for_s
 
     @classmethod
     def of_visitor(cls, model: str, stopped: Callable[[], bool]) -> Self:
@@ -163,6 +172,7 @@ class Endpoint:
     async def _watch(self, call: StreamCall[Document]) -> Reply:
         began, first, texts, tokens = time.monotonic(), None, [], 0
         async with await self._line.open(call) as chunks:
+            headers = chunks.headers
             async for chunk in chunks:
                 tokens = int((chunk.get("usage") or {}).get("completion_tokens") or tokens)
                 for choice in chunk.get("choices", ()):
@@ -171,16 +181,25 @@ class Endpoint:
                         first = (time.monotonic() - began) * 1000
                     texts.append(text)
         took_ms = (time.monotonic() - began) * 1000
-        return Reply(text="".join(texts), tokens=tokens, latency_ms=took_ms, first_token_ms=first)
+        return Reply(
+            text="".join(texts),
+            tokens=tokens,
+            latency_ms=took_ms,
+            first_token_ms=first,
+            model=headers.get("x-moc-model", ""),
+            digest=headers.get("x-moc-digest", ""),
+        )
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask until there is an answer, or no hope of one."""
-        until, pause_s = time.monotonic() + RETRY_FOR_S, PAUSE_S
+        until, pause_s = time.monotonic() + self._retry_for_s, PAUSE_S
         while not self._stopped():
             try:
                 return await ask()
-            except TRANSIENT:
+            except TRANSIENT as error:
                 if time.monotonic() > until:
+                    if isinstance(error, OUTAGES):
+                        raise Away(error.message) from error
                     raise
             await asyncio.sleep(pause_s)
             pause_s = min(PAUSE_MAX_S, pause_s * 2)

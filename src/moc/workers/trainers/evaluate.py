@@ -21,7 +21,6 @@ from moc.learning.scoring import (
     PERPLEXITY,
     Record,
     TaskResult,
-    check_schema,
     likeliest,
     right,
     summed_up,
@@ -52,6 +51,9 @@ GOT_MAX = 4_000
 
 ERRORS_SHARE_MAX = 0.2
 """What share of a task's items may fail."""
+
+WARM_UP = Prompt(prompt="Hello", id="warm-up")
+"""Asked before latencies are measured: whoever is first may wait for the model to be loaded."""
 
 TELL_EVERY_S = 1.0
 NEEDS: Mapping[type, str] = {JsonSchema: "jsonschema", Regex: "regex", Harness: "lm_eval"}
@@ -175,6 +177,8 @@ class Run:
                     )
                 self._tell({})
 
+        if isinstance(task, Latency) and left:
+            await _recorded(task.name, WARM_UP, self._measure(msgspec.structs.replace(task, max_tokens=1))[0])
         waiting = iter(left)
         await _all_of([ask(waiting) for _ in range(min(len(left), task.concurrency or usual))])
         found = self._records.of(task.name)
@@ -265,13 +269,11 @@ class Run:
 
 
 def _check(suite: Suite) -> None:
-    """Before any task is begun: ModuleNotFoundError when one needs what is not here, InvalidRequest for no schema."""
+    """Before any task is begun: ModuleNotFoundError when one needs what is not here."""
     for task in suite.tasks:
         library = NEEDS.get(type(task))
         if library is not None and find_spec(library) is None:
             raise ModuleNotFoundError(name=library)
-        if isinstance(task, JsonSchema):
-            check_schema(task.schema)
 
 
 async def _recorded(task: str, item: Any, measure: Measure) -> Record:
@@ -340,8 +342,8 @@ def _digest(prompt: Any) -> str:
 
 
 def _line(result: TaskResult) -> str:
-    low, high = result.ci95
-    return f"{result.metric} {result.score:.4g} ({low:.4g} to {high:.4g}) of {result.n}"
+    within = "" if result.ci95 is None else " ({:.4g} to {:.4g})".format(*result.ci95)
+    return f"{result.metric} {result.score:.4g}{within} of {result.n}"
 
 
 def _told(results: Mapping[str, TaskResult]) -> tuple[dict[str, float], dict[str, Any]]:

@@ -16,12 +16,17 @@ from moc.kernel.errors import Cancelled, InvalidRequest, MocError
 from moc.learning.job import Reason
 from moc.learning.scoring import Record, TaskResult
 from moc.learning.statistics import wilson
-from moc.learning.suite import Harness
+from moc.learning.suite import HARNESS_LENGTHS, Harness
 from moc.workers.trainers.assignment import Failure
 from moc.workers.trainers.endpoint import Endpoint, is_hopeless
 from moc.workers.trainers.records import Records
 
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_MULTIPROC": "1",  # processes forked from this one would hear SIGTERM for it, and not end by it
+}
 DRAWS = 1_000
 """How often the harness draws for a standard error that it has no formula for."""
 
@@ -56,7 +61,7 @@ class Failed(Exception):
 
 def run(task: Harness, rows: Path | None, way: Way, records: Records, *, scratch: Path, seed: int) -> TaskResult:
     """What the task comes to, its items in `records`; blocks. InvalidRequest when the harness cannot work on it."""
-    os.environ |= {**OFFLINE, "HF_HOME": str(scratch)}
+    os.environ |= {**ENVIRONMENT, "HF_HOME": str(scratch)}
     import jinja2.sandbox
     import lm_eval
     from lm_eval import utils
@@ -217,10 +222,12 @@ async def _likelihood(endpoint: Endpoint, text: str, begin: int, *, whole: bool 
 
 async def _text(endpoint: Endpoint, prompt: str, how: Mapping[str, Any]) -> tuple[Any, str]:
     until = how.get("until") or []
+    length = next((how[name] for name in HARNESS_LENGTHS if how.get(name)), MAX_TOKENS)
     options = {
-        "max_tokens": int(how.get("max_gen_toks") or MAX_TOKENS),
-        "temperature": float(how.get("temperature") or 0.0),
+        "max_tokens": int(length),
+        "temperature": 0.0 if how.get("do_sample") is False else float(how.get("temperature") or 0.0),
         "stop": [until] if isinstance(until, str) else list(until),
+        **{name: how[name] for name in ("top_p", "seed") if how.get(name) is not None},
     }
     reply = await endpoint.answer(prompt, options, chat=False)
     return reply.text, reply.digest
@@ -252,8 +259,8 @@ def _record(task: str, sample: Mapping[str, Any], main: str) -> Record:
 def _result(results: Mapping[str, Any], main: str, scores: Sequence[float | None], errors: int) -> TaskResult:
     metric, _, way = main.partition(",")
     score = float(results[main])
-    stderr = _number(results.get(f"{metric}_stderr,{way}")) or 0.0
-    interval = (score - 1.96 * stderr, score + 1.96 * stderr)
+    stderr = _number(results.get(f"{metric}_stderr,{way}"))
+    interval = None if stderr is None else (score - 1.96 * stderr, score + 1.96 * stderr)
     right = scores.count(1.0)
     if set(scores) <= {0.0, 1.0} and math.isclose(score, right / len(scores), abs_tol=1e-9):
         # where all were right, or none, the harness knows of no error

@@ -1,6 +1,7 @@
 """A search: a study that says what to try next, and jobs that try it. It can be ended and gone on with at any time."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -119,6 +120,12 @@ class Search:
             self._fail(trial, error.message)
 
     async def _try(self, trial: Trial) -> None:
+        tried = None if _JOB in trial.user_attrs else self._tried(trial)
+        if tried is not None:
+            trial.set_user_attr(_JOB, tried.user_attrs[_JOB])
+            trial.set_user_attr(_MESSAGE, f"the same as trial {tried.number}, whose job it has")
+            self._study.tell(trial, tried.value)
+            return
         job_id = await self._jobs.submit(trial.number, trial.params)
         trial.set_user_attr(_JOB, job_id)
         value = await self._follow(trial, job_id)
@@ -133,6 +140,11 @@ class Search:
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
             self._fail(trial, f"job {job_id} is {job['status']}: {job['message'] or job['reason']}")
+
+    def _tried(self, trial: Trial) -> FrozenTrial | None:
+        """One that came to an end with the same values; a job would come to the same again."""
+        done, wanted = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), _written(trial.params)
+        return next((other for other in done if _written(other.params) == wanted), None)
 
     async def _follow(self, trial: Trial, job_id: str) -> float | None:
         """The metric as the job told it last; a job that has no prospects is ended."""
@@ -165,6 +177,11 @@ class Search:
             metrics[f"best_{self._metric}"] = self._study.best_value
             metrics["best_trial"] = self._study.best_trial.number
         self._report.metrics(int(ended), metrics, total_steps=self._count)
+
+
+def _written(params: Mapping[str, Any]) -> str:
+    """What tells 1 and true apart, which compare as the same."""
+    return json.dumps(params, sort_keys=True)
 
 
 def _distributions(space: Space) -> dict[str, BaseDistribution]:

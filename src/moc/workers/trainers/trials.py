@@ -20,6 +20,7 @@ from moc.kernel.errors import (
     Unavailable,
 )
 from moc.learning.tuning import TRIAL
+from moc.workers.trainers.assignment import Away
 
 R = TypeVar("R")
 
@@ -28,10 +29,6 @@ AWAY_MAX_S = 120.0
 """How long a coordinator may be away; then whoever starts this program again tells it where it is now."""
 
 PASSING = (DeadlineExceeded, NotLeader, QueueFull, RateLimited, StoreUnavailable, Unauthenticated, Unavailable)
-
-
-class Away(Exception):
-    """The coordinator cannot be asked."""
 
 
 class Trials:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moc.client.async_client import AsyncClient
 from moc.workers.trainers.assignment import Assignment, carry_out
-from moc.workers.trainers.trials import Away, Trials
+from moc.workers.trainers.trials import Trials
 
 STUDY_FILE = "study.db"
 
@@ -32,11 +32,7 @@ async def _tune(assignment: Assignment, client: AsyncClient) -> bool:
             await asyncio.wait((work,))
             return False
         stop.cancel()
-        try:
-            work.result()
-        except Away as error:
-            assignment.report.message(f"the coordinator cannot be asked: {error}", level="warn")
-            return False
+        work.result()
         search.tell_result()
         return True
 
