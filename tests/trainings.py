@@ -61,7 +61,7 @@ class Trial:
 
     def start(self, attempt: int = 1) -> BaseProcess:
         """Start an attempt; its end is that of the process."""
-        process = _processes.Process(target=_run, args=(self._environment(attempt), self.memory_bytes), daemon=True)
+        process = _processes.Process(target=_run, args=(self.environment(attempt), self.memory_bytes), daemon=True)
         process.start()
         return process
 
@@ -90,7 +90,8 @@ class Trial:
         """Every message and error, as one text."""
         return "\n".join(line["message"] for line in self.told() if line["type"] in ("message", "error"))
 
-    def _environment(self, attempt: int) -> dict[str, str]:
+    def environment(self, attempt: int = 1) -> dict[str, str]:
+        """What the program of an attempt is told, and the files that it names."""
         home = self.folder / "attempts" / str(attempt)
         home.mkdir(parents=True, exist_ok=True)
         for name, rows in (("training", self.rows), ("validation", self.validation)):

@@ -3,9 +3,13 @@
 import fcntl
 from pathlib import Path
 
-from moc.workers.trainers.base_cache import KEPT, held
+import pytest
+
+from moc.learning.job import Reason
+from moc.workers.trainers.assignment import Failure
+from moc.workers.trainers.base_cache import KEPT, check_room, held
 from moc.workers.trainers.checkpoints import flaw, seal
-from tests.gguf_models import tiny_gguf
+from tests.gguf_models import network_of, tiny_gguf
 
 
 def _base(path: Path, name: str = "0") -> dict[str, str]:
@@ -43,3 +47,12 @@ def test_the_bases_used_last_stay_and_what_the_dead_began_goes(tmp_path: Path) -
             assert _names(cache) == [".new-busy", "0", "1", "3", "4", "new"]
     with held(_base(path, "new"), cache):
         assert _names(cache) == ["0", "3", "4", "new"]
+
+
+def test_a_base_that_main_memory_has_no_room_for_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "tiny")
+    weights = network_of(path).num_parameters()
+    check_room(path, 10 * weights)
+    with pytest.raises(Failure, match=r"full weights of model.gguf takes .* of main memory.* are free") as refused:
+        check_room(path, 4 * weights)
+    assert refused.value.reason is Reason.PROGRAM_FAILED

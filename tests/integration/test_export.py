@@ -30,6 +30,9 @@ CLOSE = 0.03
 """What half precision in the engine's cache and kernels makes of them, twice over; a wrong weight makes whole units."""
 
 FAR = 0.5
+OTHER_DISK = Path("/dev/shm")
+"""A file system of its own."""
+
 PROMPTS = [[40 + 3 * place % 200 for place in range(length)] for length in (3, 17, 40)]
 PLAIN = 300
 """A token that is text of its own, so that there is an answer to tell probabilities of."""
@@ -281,6 +284,37 @@ def test_a_full_model_of_transformers_is_served_with_the_tokenizer_of_its_base(t
     network_of(base).save_pretrained(job / "output" / "model")
     assert export(task_of(base, runtime="transformers", method="full"), job)["kind"] == "merged"
     assert (job / "output" / "merged" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_full_model_of_transformers_keeps_the_precision_of_its_base(tmp_path: Path, dtype: torch.dtype) -> None:
+    base, job = tiny_gguf(tmp_path / "base").parent / "transformers", tmp_path / "job"
+    trained = network_of(base)
+    network_of(base).to(dtype).save_pretrained(base)
+    trained.save_pretrained(job / "output" / "model", max_shard_size="400KB")
+    before = {path: path.read_bytes() for path in (job / "output" / "model").iterdir()}
+    export(task_of(base, runtime="transformers", method="full"), job)
+    merged = job / "output" / "merged"
+    assert json.loads((merged / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    found = transformers.AutoModelForCausalLM.from_pretrained(merged, dtype="auto")
+    assert found.dtype is dtype
+    for name, weights in found.state_dict().items():
+        assert torch.equal(weights, trained.state_dict()[name].to(dtype)), name
+    assert {path: path.read_bytes() for path in before} == before, "what was trained is as it was"
+
+
+@pytest.mark.skipif(not OTHER_DISK.is_dir(), reason="there is no other file system")
+def test_a_full_model_is_made_where_files_cannot_be_linked(tmp_path: Path) -> None:
+    base, job = tiny_gguf(tmp_path / "base").parent / "transformers", tmp_path / "job"
+    with tempfile.TemporaryDirectory(prefix="moc-", dir=OTHER_DISK) as other:
+        network_of(base).save_pretrained(other)
+        (job / "output").mkdir(parents=True)
+        (job / "output" / "model").symlink_to(other)
+        with pytest.raises(OSError, match="cross-device"):
+            (tmp_path / "link").hardlink_to(Path(other) / "config.json")
+        assert export(task_of(base, runtime="transformers", method="full"), job)["kind"] == "merged"
+    merged = job / "output" / "merged"
+    assert transformers.AutoModelForCausalLM.from_pretrained(merged, dtype="auto").dtype is torch.float32
 
 
 REFUSED: Sequence[tuple[dict[str, Any], str]] = (

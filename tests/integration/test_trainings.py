@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -243,15 +245,58 @@ def test_out_of_memory_is_told_with_what_to_change(base: dict[str, Any], tmp_pat
     assert "gradient_checkpointing" in error["message"]
 
 
-def test_rows_that_are_cut_are_told_of(base: dict[str, Any], tmp_path: Path) -> None:
-    trial = Trial(
-        folder=tmp_path / "job",
-        base=base,
-        rows=[{"text": "sea " * 50}] * 4,
-        hyperparameters={**SHORT, "max_length": 16},
-    )
+def test_what_becomes_of_rows_is_told(base: dict[str, Any], tmp_path: Path) -> None:
+    texts = [{"text": "sea " * 50}] * 4
+    trial = Trial(folder=tmp_path / "a", base=base, rows=texts, hyperparameters={**SHORT, "max_length": 32})
     assert trial.run() == 0
-    assert "4 of 4 examples are cut to max_length=16" in trial.messages()
+    assert "4 of 4 texts are longer than max_length=32, and learned in parts" in trial.messages()
+    long = {"messages": [CHATS[0]["messages"][0], {"role": "assistant", "content": "sea " * 300}]}
+    trial = Trial(folder=tmp_path / "b", base=base, rows=[*CHATS, long], hyperparameters={**SHORT, "max_length": 256})
+    assert trial.run() == 0
+    assert "1 of 14 examples are cut to max_length=256" in trial.messages()
+    forgetful = (
+        "{% for each in messages %}{% if each.role == 'user' or loop.last %}{{ each.content }}{% endif %}{% endfor %}"
+    )
+    talk = {"messages": CHATS[0]["messages"] + CHATS[1]["messages"]}
+    given = {**base, "chat_template": forgetful}
+    trial = Trial(folder=tmp_path / "c", base=given, rows=[*CHATS, talk], hyperparameters=SHORT)
+    assert trial.run() == 0
+    assert "1 of 14 conversations are learned as several examples" in trial.messages()
+    assert "weights on 15 examples" in trial.messages()
+
+
+def test_what_the_template_leaves_out_is_refused_with_its_line(base: dict[str, Any], tmp_path: Path) -> None:
+    calling: dict[str, Any] = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}],
+    }
+    rows = [*CHATS, {"messages": [CHATS[0]["messages"][0], calling]}]
+    trial = Trial(folder=tmp_path / "job", base=base, rows=CHATS, validation=rows, hyperparameters=SHORT)
+    assert trial.run() == 1
+    assert trial.told()[-1]["reason"] == Reason.INVALID
+    assert "line 14 of the validation rows has `tool_calls`" in trial.messages()
+    assert "chat_template" in trial.messages()
+
+
+def test_the_loss_of_a_validation_does_not_depend_on_the_batch_size(base: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"text": "The sea is wide. " * count} for count in (1, 40, 2, 30)]
+    found = []
+    for size in (1, 4):
+        given = {**SHORT, "max_steps": 1, "eval_steps": 1, "batch_size": size, "learning_rate": 1e-9}
+        trial = Trial(folder=tmp_path / f"{size}", base=base, rows=rows, validation=rows, hyperparameters=given)
+        assert trial.run() == 0, trial.messages()
+        found.append(min(trial.losses("valid_loss")[1]))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_no_progress_bar_is_in_the_log(base: dict[str, Any], tmp_path: Path) -> None:
+    given = {**SHORT, "method": "full", "max_steps": 1, "validation_split": 0.2}
+    trial = Trial(folder=tmp_path / "job", base=base, rows=PREFERENCES, type=JobType.DPO, hyperparameters=given)
+    program = (sys.executable, "-m", "moc.workers.trainers.training")  # the libraries are told before they are read in
+    done = subprocess.run(program, env=os.environ | trial.environment(), capture_output=True, check=False)
+    assert done.returncode == 0, trial.messages()
+    assert b"it/s" not in done.stderr + done.stdout
 
 
 def test_preferences_that_are_cut_are_told_of(base: dict[str, Any], tmp_path: Path) -> None:
@@ -279,7 +324,13 @@ def test_preferences_with_and_without_tools_are_learned_together(base: dict[str,
     rows = [
         {**PREFERENCES[0], "chosen": [{"role": "assistant", "content": "", "tool_calls": [call]}]} for call in calls
     ]
-    trial = Trial(folder=tmp_path / "job", base=base, rows=rows + PREFERENCES, type=JobType.DPO, hyperparameters=SHORT)
+    template = (
+        "{% for each in messages %}<|im_start|>{{ each.content }}{{ each.tool_calls or '' }}<|im_end|>{% endfor %}"
+    )
+    calling = {**base, "chat_template": template}
+    trial = Trial(
+        folder=tmp_path / "job", base=calling, rows=rows + PREFERENCES, type=JobType.DPO, hyperparameters=SHORT
+    )
     assert trial.run() == 0, trial.messages()
 
 

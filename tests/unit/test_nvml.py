@@ -67,6 +67,11 @@ def test_what_a_card_does_not_tell_is_left_out() -> None:
     assert library.registered == []
 
 
+@pytest.mark.parametrize(("generation", "has"), [(7, False), (8, True), (None, True)])
+def test_a_card_of_an_old_generation_does_not_compute_in_bfloat16(generation: int | None, has: bool) -> None:
+    assert only(NvmlDevices(FakeNvml(FakeCard(generation=generation)))).device.bfloat16 is has
+
+
 @pytest.mark.parametrize(("used", "believed"), [(90 * GIB, 80 * GIB), (-5, 0)])
 def test_numbers_that_cannot_be_are_said_to_be_and_err_on_the_safe_side(used: int, believed: int) -> None:
     reading = only(NvmlDevices(FakeNvml(FakeCard(used=used))))

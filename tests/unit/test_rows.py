@@ -96,7 +96,8 @@ def test_rows_that_are_the_same_are_known_to_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        (b"nope", "is not JSON: Expecting value (column 1)"),
+        (b"nope", "is not JSON: Expecting value (column 1); write one JSON object on each line, a table such as CSV"),
+        (b'{"text": "a"}\r{"text": "b"}', "is not JSON: Extra data (column 15); its lines end in CR alone"),
         (b"7", "is not a JSON object"),
         (b'{"messages": NaN}', "has NaN, which is no JSON number"),
         (b'{"a": 1, "a": 2}', "has the key `a` twice in one object"),
@@ -163,7 +164,7 @@ def test_preferences_are_texts_or_messages_in_one_file(tmp_path: Path) -> None:
     ("content", "told"),
     [
         (b"PAR1\x15\x04", "a Parquet file"),
-        (b"\x1f\x8b\x08", "compressed (gzip)"),
+        (b"\x1f\x8b\x08", "is the beginning of a compressed file (gzip);"),
         ('{"text": "a"}\n'.encode("utf-16"), "UTF-16 text"),
         (b'\xef\xbb\xbf[\n{"text": "a"}\n]', "begins a JSON array"),
     ],

@@ -29,7 +29,8 @@ MOVES: dict[DeviceState, frozenset[DeviceState]] = {
 class Device:
     """Memory that models and jobs can be put in: `cuda:0`, `host` (main memory), `declared:0`.
 
-    `kind` is `cuda`, `host` or `declared`; `uuid` is the driver's own name for it, empty where it has none.
+    `kind` is `cuda`, `host` or `declared`; `uuid` is the driver's own name for it, empty where it has none. `bfloat16`:
+    whether it computes with such numbers itself, as far as is known.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Device:
     name: str
     capacity_bytes: int
     uuid: str = ""
+    bfloat16: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import ctypes
 import importlib
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -32,6 +32,9 @@ TEMPERATURE_GPU = 0
 EVENT_DOUBLE_BIT_ECC = 0x2
 EVENT_XID = 0x8
 EVENTS_MAX = 100
+AMPERE = 8
+"""The first generation that computes in bfloat16."""
+
 WHOLE_CARD = 0xFFFFFFFF
 """Instead of the number of an instance: the event is about the card."""
 
@@ -55,6 +58,7 @@ class Nvml(Protocol):
     def nvmlDeviceGetHandleByIndex(self, index: int) -> Handle: ...
     def nvmlDeviceGetName(self, handle: Handle) -> str | bytes: ...
     def nvmlDeviceGetUUID(self, handle: Handle) -> str | bytes: ...
+    def nvmlDeviceGetCudaComputeCapability(self, handle: Handle) -> Sequence[int]: ...
     def nvmlDeviceGetMemoryInfo(self, handle: Handle, version: int | None = None) -> Memory: ...
     def nvmlDeviceGetUtilizationRates(self, handle: Handle) -> Any: ...
     def nvmlDeviceGetTemperature(self, handle: Handle, sensor: int) -> int: ...
@@ -177,12 +181,14 @@ class NvmlDevices:
             if _code(error) not in UNKNOWN_CALL:
                 raise
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        capability = _optional(nvml, lambda: nvml.nvmlDeviceGetCudaComputeCapability(handle))
         device = Device(
             id=device_id,
             kind=self.kind,
             name=_text(nvml.nvmlDeviceGetName(handle)),
             capacity_bytes=max(0, memory.total - reserved),
             uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+            bfloat16=capability is None or capability[0] >= AMPERE,
         )
         return device, memory.used
 

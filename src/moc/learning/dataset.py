@@ -64,7 +64,8 @@ class Report:
     """What a file holds: `rows` good ones of a `format`, `errors` in others, `warnings` about some.
 
     `repeats` are rows that say the same again, `repeat_count` of them in all. `roles` counts messages by who says
-    them. `hints` are about the whole. `rows_by_digest` and `rows_by_prompt` tell the first line of each.
+    them. `longest` is how many tokens a row has at most. `hints` are about the whole. `rows_by_digest` and
+    `rows_by_prompt` tell the first line of each.
     """
 
     format: Format
@@ -74,6 +75,7 @@ class Report:
     repeats: tuple[Repeat, ...]
     repeat_count: int
     characters: Lengths | None
+    longest: int
     roles: Mapping[str, int]
     hints: tuple[str, ...]
     rows_by_digest: Mapping[bytes, int] = field(repr=False)
@@ -156,6 +158,7 @@ class _Reading:
         self._repeats: list[Repeat] = []
         self._repeat_count = 0
         self._characters = array("Q")
+        self._longest = 0
         self._roles: Counter[str] = Counter()
         self._answers: Counter[int] = Counter()
         self._longer = 0
@@ -170,6 +173,7 @@ class _Reading:
             return
         self._rows += 1
         self._characters.append(row.characters)
+        self._longest = max(self._longest, row.tokens_max)
         self._answers[hash(row.answer)] += 1
         self._repeated(row)
         if "chosen" in row.value:
@@ -189,6 +193,7 @@ class _Reading:
             repeats=tuple(self._repeats),
             repeat_count=self._repeat_count,
             characters=Lengths.of(self._characters),
+            longest=self._longest,
             roles=dict(self._roles),
             hints=tuple(self._hints()),
             rows_by_digest=self._by_digest,

@@ -1,20 +1,15 @@
 """How much memory a job needs, before anybody has measured it. Pure.
 
-    an engine + weights + what training adds to each trained weight
-              + tokens at once x (vocabulary x LOGITS x 4 + layers kept x layer x element)
-    layer: WIDTHS x width + FEEDS x feed-forward
+    base      an engine + weights + what training adds to each trained weight
+    working   tokens at once x layers kept x layer x element + logits
+      layer     WIDTHS x width + FEEDS x feed-forward
+      logits    LOGITS x 4 x (tokens at once, TILE_TOKENS at most) x (vocabulary, TILE_VOCABULARY at most)
 
-An element has 4 bytes; 2 on a GPU where only an adapter is trained. Tokens at once are `batch_size` x `max_length`,
-twice that for preferences, which compare two answers. All layers are kept, or, with gradient checkpointing, the input
-of each and all of two. The constants are those of SmolLM2 (135 M) in float32 on a processor, MiB:
-
-    method  batch  length  checkpointing  estimated  measured
-    lora        1     128  no                  1551      1526
-    lora        4     128  no                  2819      2808
-    lora        4     512  no                  7893      7751
-    lora        1    1024  no                  4510      4464
-    lora        4     512  yes                 5298      4932
-    full        2     128  no                  3473      2985
+An element has 4 bytes; 2 where only an adapter is trained, on a GPU that computes in bfloat16. Tokens at once are
+`batch_size` x `max_length`, or the longest row if that is shorter, twice that for preferences of two answers.
+All layers are kept, or, with gradient checkpointing, the input of each and all of some. Logits are worked on in tiles.
+The constants are those of a processor in float32, of SmolLM2 (135 M) and of small networks with large vocabularies;
+docs/explanation/sharing.md has what was measured.
 """
 
 from collections.abc import Mapping
@@ -24,21 +19,25 @@ from typing import Any
 from moc.learning.job import JobType
 
 MIB = 2**20
-ENGINE_BYTES = 575 * MIB
+ENGINE_BYTES = 625 * MIB
 """The libraries of a training in main memory."""
 
 CUDA_CONTEXT_BYTES = 600 * MIB
-LOGITS = 10
-"""How often the logits of a token are held at most: as they come, for the loss, for its gradient, for the metrics."""
+LOGITS, LOGITS_ON_GPU = 9, 2
+"""How often a tile of logits is held at most: as they come, for the loss, for its gradient. A GPU works in place."""
 
-WIDTHS, FEEDS = 11, 4
+TILE_TOKENS, TILE_VOCABULARY = 4096, 32_768
+"""Those of TRL."""
+
+WIDTHS, FEEDS = 16, 8
 """Activations that a layer keeps of a token, in widths of the model and of its feed-forward part."""
 
 ADAM_BYTES = 12
 """What a trained weight has beside itself: its gradient and two moments, in float32."""
 
-WHOLE_LAYERS = 2
-"""Layers that are computed anew at once, with gradient checkpointing."""
+WHOLE_LAYERS, WHOLE_LAYERS_ON_GPU = 9, 2
+"""How many layers are held at once that are computed anew, with gradient checkpointing: in main memory what was freed
+is not given back at once."""
 
 DEFAULTS = {JobType.EVALUATE: 512 * MIB, JobType.TUNE: 256 * MIB, JobType.SCRIPT: 1024 * MIB}
 """What jobs that train nothing themselves are given if nobody says, and such jobs were never measured."""
@@ -66,20 +65,46 @@ class Dimensions:
         )
 
 
-def estimate(type: JobType, model: Dimensions, hyperparameters: Mapping[str, Any], *, on_gpu: bool) -> int:
-    """Bytes that a training needs of its device; `hyperparameters` with every default filled in."""
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """`base_bytes` are needed whatever is learned from, `working_bytes` as much as is worked on at once."""
+
+    base_bytes: int
+    working_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        return self.base_bytes + self.working_bytes
+
+
+def estimate(
+    type: JobType,
+    model: Dimensions,
+    hyperparameters: Mapping[str, Any],
+    *,
+    on_gpu: bool,
+    half: bool = True,
+    longest: int = 0,
+) -> Estimate:
+    """What a training needs of its device; `hyperparameters` with every default filled in.
+
+    `half`: the GPU computes in bfloat16. `longest` is how many tokens a row has at most, 0 where that is not known.
+    """
     full = hyperparameters["method"] == "full"
-    element = 2 if on_gpu and not full else 4
+    element = 2 if on_gpu and half and not full else 4
     trained = model.parameters if full else _adapter_weights(model, hyperparameters["lora_rank"])
     weights = element * model.parameters + ADAM_BYTES * trained + (0 if full else 4 * trained)
     reference = element * model.parameters if full and type is JobType.DPO else 0
-    tokens: int = hyperparameters["batch_size"] * hyperparameters["max_length"] * (2 if type is JobType.DPO else 1)
+    length = min(hyperparameters["max_length"], longest or hyperparameters["max_length"])
+    tokens: int = hyperparameters["batch_size"] * length * (2 if type is JobType.DPO else 1)
     layer = WIDTHS * model.width + FEEDS * model.feed_forward
     kept = model.layers * layer
     if hyperparameters["gradient_checkpointing"]:
-        kept = min(kept, model.layers * model.width + WHOLE_LAYERS * layer)
-    activations = tokens * (4 * LOGITS * model.vocabulary + element * kept)
-    return (CUDA_CONTEXT_BYTES if on_gpu else ENGINE_BYTES) + weights + reference + activations
+        kept = min(kept, model.layers * model.width + (WHOLE_LAYERS_ON_GPU if on_gpu else WHOLE_LAYERS) * layer)
+    tile = min(tokens, TILE_TOKENS) * min(model.vocabulary, TILE_VOCABULARY)
+    logits = 4 * (LOGITS_ON_GPU if on_gpu else LOGITS) * tile
+    engine = CUDA_CONTEXT_BYTES if on_gpu else ENGINE_BYTES
+    return Estimate(engine + weights + reference, tokens * element * kept + logits)
 
 
 def _adapter_weights(model: Dimensions, rank: int) -> int:

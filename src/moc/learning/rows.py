@@ -17,6 +17,9 @@ from typing import Any, BinaryIO, NoReturn
 LINE_MAX_BYTES = 10 * 1024**2
 """The longest line that is read; nobody's context has so much text."""
 
+TEMPLATE_TOKENS = 128
+"""What chat templates add to a row, beside what stands for the names of its members; few add more."""
+
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _KEPT = frozenset({"role", "content", "name", "weight", "tool_calls", "tool_call_id", "reasoning_content"})
 """What is kept of a message."""
@@ -27,7 +30,7 @@ _LOOKED_AT = 100
 _BOM = b"\xef\xbb\xbf"
 _OTHERS = {
     b"PAR1": "a Parquet file",
-    b"\x1f\x8b": "compressed (gzip)",
+    b"\x1f\x8b": "a compressed file (gzip)",
     b"PK\x03\x04": "a ZIP archive",
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
@@ -93,6 +96,14 @@ class Row:
             answers = max(len(text_of(self.value["chosen"])), len(text_of(self.value["rejected"])))
             return len(text_of(self.value["prompt"])) + answers
         return len(text_of(self.value.get("messages", self.value.get("text"))))
+
+    @property
+    def tokens_max(self) -> int:
+        """As how many tokens it is worked on at most, whatever the tokenizer: a token has at least one byte."""
+        if "chosen" in self.value:
+            answers = max(_size(self.value["chosen"]), _size(self.value["rejected"]))
+            return _size(self.value["prompt"]) + answers + TEMPLATE_TOKENS
+        return _size(self.value) + TEMPLATE_TOKENS
 
 
 class _Broken(Exception):
@@ -197,7 +208,7 @@ def _object(line: bytes) -> dict[str, Any]:
         raise _Broken(f"is not UTF-8 (byte {error.start + 1})") from None
     except ValueError as error:
         told = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise _Broken(f"is not JSON: {told}{_place(error)}") from None
+        raise _Broken(f"is not JSON: {told}{_place(error)}{_advice(line, told)}") from None
     if not isinstance(found, dict):
         raise _Broken("is not a JSON object")
     if b"\\u" in line:
@@ -207,6 +218,12 @@ def _object(line: bytes) -> dict[str, Any]:
 
 def _place(error: ValueError) -> str:
     return f" (column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
+
+
+def _advice(line: bytes, told: str) -> str:
+    if b"\r" in line and told == "Extra data":
+        return "; its lines end in CR alone, end each in LF"
+    return "" if line.startswith(b"{") else "; write one JSON object on each line, a table such as CSV is not read"
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -379,6 +396,10 @@ def _shown(value: Any) -> str:
 
 
 # the same again
+
+
+def _size(value: Any) -> int:
+    return len(json.dumps(value, ensure_ascii=False).encode())
 
 
 def _digest(value: Any) -> bytes:

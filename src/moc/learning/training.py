@@ -51,6 +51,8 @@ class Training:
             raise InvalidRequest(f"`seed` is {spec.seed}, not from 0 to {SEED_MAX}")
         if spec.options:
             raise InvalidRequest(f"trainings have no options such as {min(spec.options)!r}; there are hyperparameters")
+        if not spec.model:
+            raise InvalidRequest("a training needs a `model` to start from: a name, a version or an alias")
         if not spec.training_file:
             raise InvalidRequest("a training needs a `training_file`: the id of a file that was added before")
         for file_id in filter(None, (spec.training_file, spec.validation_file)):
@@ -65,8 +67,7 @@ class Training:
         """See `Kind`."""
         spec = job.spec
         files = [file_id for file_id in (spec.training_file, spec.validation_file) if file_id]
-        for file_id in files:
-            await asyncio.to_thread(self._check_rows, file_id)
+        longest = max([await asyncio.to_thread(self._check_rows, file_id) for file_id in files])
         base = await self._registry.base(spec.model)
         options: Mapping[str, Any] = base.spec.get("options") or {}
         task = {
@@ -85,7 +86,7 @@ class Training:
             "result": spec.result,
             "kept": self._kept,
         }
-        return Prepared(task=task, base=base, data_digest=self._digest(files))
+        return Prepared(task=task, base=base, data_digest=self._digest(files), longest=longest)
 
     async def finish(self, job: Job, prepared: Prepared, told: Mapping[str, Any], folder: Path) -> Outcome:
         """See `Kind`. Without a name in its spec nothing is registered, and may be published later."""
@@ -128,8 +129,11 @@ class Training:
             )
         )
 
-    def _check_rows(self, file_id: str) -> None:
-        """InvalidRequest unless all of a file can be learned from by this type of training."""
+    def _check_rows(self, file_id: str) -> int:
+        """How many tokens a row has at most.
+
+        InvalidRequest unless all of a file can be learned from by this type of training.
+        """
         report = dataset.read(self._files.path(file_id))
         name = f"{self._files.show(file_id).filename} ({file_id})"
         report.check(name)
@@ -139,6 +143,7 @@ class Training:
                 f"{name} holds rows of the format {report.format}, which trainings of the type "
                 f"{' or '.join(others)} learn from, not {self._type}"
             )
+        return report.longest
 
     def _digest(self, files: list[str]) -> str:
         """`sha256:…` of all that is learned from and validated with."""

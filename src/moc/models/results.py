@@ -25,9 +25,9 @@ class Results:
         aside.mkdir(parents=True, mode=0o700)
         for name, source in files.items():
             if source.is_dir():
-                shutil.copytree(source, aside / name, copy_function=_link)
+                shutil.copytree(source, aside / name, copy_function=link)
             else:
-                _link(source, aside / name)
+                link(source, aside / name)
         for path in [*aside.rglob("*"), aside]:
             _sync(path)
         aside.rename(folder)
@@ -43,7 +43,8 @@ class Results:
         shutil.rmtree(self._root / path.relative_to(self._root).parts[0], ignore_errors=True)
 
 
-def _link(source: str | Path, target: str | Path) -> None:
+def link(source: str | Path, target: str | Path) -> None:
+    """Have the file under another name too, or a copy of it where the disk cannot."""
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links

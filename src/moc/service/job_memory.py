@@ -17,8 +17,8 @@ from moc.kernel.records import Store
 from moc.kernel.units import Bytes
 from moc.learning.estimate import Dimensions
 from moc.learning.job import TRAINING, Job, JobType
-from moc.learning.needs import JobNeeds
-from moc.learning.ports import Base, Holding
+from moc.learning.needs import OLD_CUDA, JobNeeds, estimated
+from moc.learning.ports import Base, Holding, Prepared
 from moc.models.footprint import GgufArchitecture
 from moc.models.headers.gguf import read_gguf
 from moc.models.headers.reader import BadHeader
@@ -29,7 +29,9 @@ from moc.service.tenancy import cuda_name
 TTL_S = 30.0
 """How long a lease of a job lasts once nobody renews it."""
 
-WAIT_S = 86_400.0
+WAIT_S = 10 * 365 * 86_400.0
+"""As long as it takes: who asks anew goes to the end of the line."""
+
 LOOK_S = 1.0
 HOLDERS_TOLD = 4
 _MODEL = "model:"
@@ -64,18 +66,34 @@ class JobMemory:
         """Let these count for leases from now on."""
         self._grace_s, self._min_runtime_s = grace_s, min_runtime_s
 
-    async def need(self, job: Job, base: Base | None) -> int:
+    async def need(self, job: Job, prepared: Prepared) -> int:
         """See `learning.ports.Memory`."""
-        model, digest = await self._base(job, base)
+        model, digest = await self._base(job, prepared)
         wanted = self._wanted(job)
         accounts = self._broker.accounts().values()
         limit_bytes = max((each.limit_bytes for each in accounts if wanted in (each.kind, each.device)), default=0)
-        return await self._needs.expected(job, model, digest, kind=self._kind(wanted), limit_bytes=limit_bytes)
+        kind, longest = self._kind(wanted), prepared.longest
+        return await self._needs.expected(job, model, digest, kind=kind, limit_bytes=limit_bytes, longest=longest)
 
-    async def learn(self, job: Job, base: Base | None, *, device: str, peak_bytes: int) -> None:
+    async def doubt(self, job: Job, prepared: Prepared) -> str:
         """See `learning.ports.Memory`."""
-        model, digest = await self._base(job, base)
-        await self._needs.learn(job, model, digest, kind=self._kind(device), peak_bytes=peak_bytes)
+        model, _ = await self._base(job, prepared)
+        given = job.spec.memory_bytes
+        if given is None or model is None:
+            return ""
+        need = estimated(job, model, self._kind(self._wanted(job)), prepared.longest)
+        if given >= need.base_bytes:
+            return ""
+        return (
+            f"it was given {Bytes(given)} of memory, and {Bytes(need.base_bytes)} are expected to be taken before the "
+            f"first step, {Bytes(need.bytes)} in all"
+        )
+
+    async def learn(self, job: Job, prepared: Prepared | None, *, device: str, peak_bytes: int) -> None:
+        """See `learning.ports.Memory`."""
+        model, digest = await self._base(job, prepared)
+        kind, longest = self._kind(device), 0 if prepared is None else prepared.longest
+        await self._needs.learn(job, model, digest, kind=kind, peak_bytes=peak_bytes, longest=longest)
 
     async def acquire(self, job: Job, size: int, *, on_wait: Callable[[str], None]) -> Holding:
         """See `learning.ports.Memory`."""
@@ -92,20 +110,16 @@ class JobMemory:
             job=job.id,
         )
         submitter = Identity(job.created_by, job.created_by_name, Role.OPERATOR)
-        while True:
-            lease_id = new_id("lse")
-            asking = asyncio.ensure_future(
-                self._leases.acquire(terms, identity=submitter, wait_s=WAIT_S, lease_id=lease_id)
-            )
-            try:
-                await self._tell(asking, lease_id, terms, on_wait)
-                return self._holding(asking.result())
-            except NoCapacity as error:
-                if error.details.get("reason") != "wait_over":
-                    raise
-            except BaseException:
-                await self._give_up(asking)
-                raise
+        lease_id = new_id("lse")
+        asking = asyncio.ensure_future(
+            self._leases.acquire(terms, identity=submitter, wait_s=WAIT_S, lease_id=lease_id)
+        )
+        try:
+            await self._tell(asking, lease_id, on_wait)
+            return self._holding(asking.result())
+        except BaseException:
+            await self._give_up(asking)
+            raise
 
     async def renew(self, holding: Holding, pid: int | None) -> Holding:
         """See `learning.ports.Memory`."""
@@ -126,9 +140,7 @@ class JobMemory:
 
     # waiting
 
-    async def _tell(
-        self, asking: "asyncio.Future[Standing]", lease_id: str, terms: LeaseTerms, on_wait: Callable[[str], None]
-    ) -> None:
+    async def _tell(self, asking: "asyncio.Future[Standing]", lease_id: str, on_wait: Callable[[str], None]) -> None:
         """Say what is waited for until that is over, whenever somebody else has the memory, or its place changes."""
         told: object = None
         while not (await asyncio.wait({asking}, timeout=LOOK_S))[0]:
@@ -138,10 +150,10 @@ class JobMemory:
                 continue
             ledger = self._broker.ledger()
             expectation = _expectation(standing.estimated_wait_s)
-            news = (standing.position, expectation, {charge.holder for charge in ledger.charges})
+            news = (standing.position, standing.first, expectation, {charge.holder for charge in ledger.charges})
             if news != told:
                 told = news
-                on_wait(waits_for(terms, standing.position or 1, expectation, ledger))
+                on_wait(waits_for(standing, expectation, ledger))
 
     async def _give_up(self, asking: "asyncio.Future[Standing]") -> None:
         """Nobody waits any longer; what was granted in the same moment is given back."""
@@ -172,11 +184,14 @@ class JobMemory:
         there = {status.device.kind for status in self._devices.statuses()}
         return next((kind for kind in kinds if kind in there), HOST)
 
-    def _kind(self, device: str) -> str:
-        return device.partition(":")[0]
+    def _kind(self, wanted: str) -> str:
+        """What kind of device that is; of several the one that most is needed of."""
+        found = [each.device for each in self._devices.statuses() if wanted in (each.device.kind, each.device.id)]
+        return wanted.partition(":")[0] if all(device.bfloat16 for device in found) else OLD_CUDA
 
-    async def _base(self, job: Job, base: Base | None) -> tuple[Dimensions | None, str]:
+    async def _base(self, job: Job, prepared: Prepared | None) -> tuple[Dimensions | None, str]:
         """The model a training starts from, and the name of that."""
+        base = None if prepared is None else prepared.base
         if base is None or job.spec.type not in TRAINING:
             return None, ""
         return await asyncio.to_thread(dimensions, base), base.digest
@@ -199,10 +214,10 @@ def dimensions(base: Base) -> Dimensions:
     )
 
 
-def waits_for(terms: LeaseTerms, position: int, expectation: str, ledger: Ledger) -> str:
-    """What a job waits for: how much, where, what is free there and who has the rest, and for how long perhaps."""
+def waits_for(standing: Standing, expectation: str, ledger: Ledger) -> str:
+    """What a job waits for: how much, where, what is free there, who has the rest, who is first, how long perhaps."""
+    terms, models = standing.lease.terms, False
     told = [f"{Bytes(terms.bytes)} on {terms.devices}"]
-    models = False
     for account in ledger.accounts.values():
         if terms.devices not in (account.kind, account.device):
             continue
@@ -215,8 +230,10 @@ def waits_for(terms: LeaseTerms, position: int, expectation: str, ledger: Ledger
         told.append(f"{account.device}: {', '.join(shares)}")
     if models:
         told.append(f"a model leaves for a job when nobody has asked for it for {JOB_SPARES_USED_S:.0f} s")
-    if position > 1:
-        told.append(f"number {position} in line")
+    if standing.first is not None:
+        first = standing.first.terms.job or f"lease {standing.first.id}"
+        wanted = Bytes(standing.first.terms.bytes)
+        told.append(f"number {standing.position} in line, behind {first}, which waits for {wanted}")
     if expectation:
         told.append(f"perhaps within {expectation}")
     return "; ".join(told)

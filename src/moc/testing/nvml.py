@@ -72,6 +72,7 @@ class FakeCard:
     events: "deque[FakeEvent]" = field(default_factory=deque)
     mig: "list[FakeCard | None] | None" = None
     instance: int | None = None
+    generation: int | None = 9
     fails: int | None = None
 
 
@@ -119,6 +120,9 @@ class FakeNvml:
 
     def nvmlDeviceGetUUID(self, handle: FakeCard) -> str:
         return self._of(handle).uuid
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: FakeCard) -> tuple[int, int]:
+        return _supported(self._of(handle).generation), 0
 
     def nvmlDeviceGetMemoryInfo(self, handle: FakeCard, version: int | None = None) -> FakeMemory:
         card = self._of(handle)

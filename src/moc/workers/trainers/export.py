@@ -19,7 +19,7 @@ from moc.workers.trainers.gguf_adapter import tensors_of, write_gguf_adapter
 from moc.workers.trainers.gguf_layout import Layout
 from moc.workers.trainers.gguf_model import Array, Change, write_gguf_model
 from moc.workers.trainers.peft_adapter import Update, read_adapter
-from moc.workers.trainers.safetensors_model import WEIGHTS, add_rest, check_fit, write_merged
+from moc.workers.trainers.safetensors_model import WEIGHTS, check_fit, write_merged, write_trained
 
 LLAMA_CPP = "llama_cpp"
 FULL = "full"
@@ -65,8 +65,7 @@ def check_export(task: Mapping[str, Any], adapter: Path) -> None:
 
 
 def _full_folder(base: Path, output: Path, path: Path) -> None:
-    shutil.copytree(output / "model", path, copy_function=os.link)
-    add_rest(base, path)
+    write_trained(base, path, output / "model")
 
 
 def _merged_folder(base: Path, output: Path, path: Path) -> None:

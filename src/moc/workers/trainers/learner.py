@@ -6,10 +6,10 @@ are all in a checkpoint.
 """
 
 import gc
-import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from moc.kernel.errors import InvalidRequest
 from moc.learning.dataset import split
 from moc.learning.job import JobType
 from moc.learning.rows import Row, rows
+from moc.models.results import link
 from moc.workers.trainers import history
 from moc.workers.trainers.assignment import Assignment
 from moc.workers.trainers.base_model import first_token, load_base
 from moc.workers.trainers.checkpoints import MANIFEST, Checkpoints
-from moc.workers.trainers.examples import Encoder
+from moc.workers.trainers.examples import Encoder, Examples
 from moc.workers.trainers.export import check_export, export
 from moc.workers.trainers.recipe import Recipe, Rows
 from moc.workers.trainers.watcher import Watcher, last_metrics
@@ -38,12 +39,27 @@ LEFT_OUT = frozenset({MANIFEST, STATE, "optimizer.pt", "scheduler.pt", "rng_stat
 """What of a checkpoint is no part of a model."""
 
 BLURRED = {
-    JobType.SUPERVISED: "the model's chat template does not let the turns be told apart, so all of the conversations "
-    "is learned",
-    JobType.DPO: "prompts end in other tokens when an answer follows, so their ends are learned as part of the answers",
+    JobType.SUPERVISED: "{count} of {of} conversations are learned whole: the model's chat template does not let the "
+    "turns be told apart",
+    JobType.DPO: "{count} of {of} prompts end in other tokens when an answer follows, so their ends are learned with "
+    "the answers",
 }
+PARTED = {
+    "messages": "{count} of {of} conversations are learned as several examples: the model's chat template writes "
+    "answers otherwise once others follow, so each is learned as the end of one",
+    "text": "{count} of {of} texts are longer than max_length={length}, and learned in parts",
+}
+REFUSED = (
+    "{count} of {of} conversations are left out: all of them would be learned, also answers that have the weight 0, "
+    "which the model's chat template does not let be told apart"
+)
+PASSED_BY = (
+    "line {line} of the {file} rows has {name}, which the model's chat template leaves out, so something else would be "
+    "learned; train a model whose template knows tools, or set `chat_template` of this one to one that does"
+)
 ONE_PROMPT = "nothing is validated, for all rows have the same prompt and validation_split keeps such together"
 NOTHING_TO_LEARN = "max_length cuts off all that there is to learn in the examples; raise it"
+NOTHING_IS_LEFT = "nothing is left to learn: all conversations have answers of the weight 0 that cannot be told apart"
 
 
 class Learner:
@@ -121,16 +137,17 @@ class Learner:
         )
         first = first_token(self._task["base"], tokenizer)
         encoder = Encoder(tokenizer, max_length=self._hyperparameters["max_length"], first=first)
-        training, validation = self._encoded(encoder, training), self._encoded(encoder, validation)
+        learned = self._encoded(encoder, training, "training")
+        validated = self._encoded(encoder, validation, "validation" if self._task["validation_file"] else "training")
         make = self._recipe.dpo if self._type is JobType.DPO else self._recipe.supervised
-        made = make(network, tokenizer, training, validation, watcher)
+        made = make(network, tokenizer, learned, validated, watcher)
         made.remove_callback(transformers.PrinterCallback)
         trained = sum(weights.numel() for weights in made.model.parameters() if weights.requires_grad)
-        validates = f", validates on {len(validation):,}" if validation else ""
-        self._report.message(f"trains {trained:,} weights on {len(training):,} examples{validates}")
+        validates = f", validates on {len(validated):,}" if validated else ""
+        self._report.message(f"trains {trained:,} weights on {len(learned):,} examples{validates}")
         return made
 
-    def _rows(self) -> tuple[Rows, Rows]:
+    def _rows(self) -> tuple[list[Row], list[Row]]:
         training = _read(self._task["training_file"])
         given = self._task["validation_file"]
         if given:
@@ -140,23 +157,37 @@ class Learner:
             training, validation = split(training, share, self._assignment.seed)
             if share and not validation:
                 self._report.message(ONE_PROMPT, level="warn")
-        return [row.value for row in training], [row.value for row in validation]
+        return training, validation
 
-    def _encoded(self, encoder: Encoder, given: Rows) -> Rows:
+    def _encoded(self, encoder: Encoder, given: Sequence[Row], file: str) -> Rows:
+        for row in given:
+            if (name := encoder.left_out(row.value)) is not None:
+                raise InvalidRequest(PASSED_BY.format(line=row.line, file=file, name=name))
+        values = [row.value for row in given]
         if self._type is JobType.DPO:
-            found = encoder.prefer(given)
+            found = encoder.prefer(values)
         else:
-            found = encoder.encode(given, assistant_only=self._hyperparameters["assistant_only_loss"])
-        if found.blurred:
-            self._report.message(BLURRED[self._type], level="warn")
-        if found.cut:
-            length = self._hyperparameters["max_length"]
-            self._report.message(f"{found.cut} of {len(given)} examples are cut to max_length={length}", level="warn")
-        if found.empty:
-            self._report.message(f"{found.empty} of {len(given)} examples have nothing to learn", level="warn")
+            found = encoder.encode(values, assistant_only=self._hyperparameters["assistant_only_loss"])
+        self._tell_examples(found, values)
         if given and not found.rows:
-            raise InvalidRequest(NOTHING_TO_LEARN)
+            raise InvalidRequest(NOTHING_TO_LEARN if found.empty else NOTHING_IS_LEFT)
         return found.rows
+
+    def _tell_examples(self, found: Examples, given: Rows) -> None:
+        """What became of the rows, if not all that is in them is learned, or it is learned otherwise."""
+        length = self._hyperparameters["max_length"]
+        parted = PARTED["messages" if any("messages" in row for row in given) else "text"]
+        told = (
+            (found.blurred, len(given), BLURRED[self._type]),
+            (found.parted, len(given), parted),
+            (found.refused, len(given), REFUSED),
+            (found.cut, found.count, "{count} of {of} examples are cut to max_length={length}"),
+            (found.empty, found.count, "{count} of {of} examples have nothing to learn"),
+        )
+        for count, of, message in told:
+            if count:
+                level = "info" if message is parted else "warn"
+                self._report.message(message.format(count=count, of=of, length=length), level=level)
 
     def _is_done(self, checkpoint: Path) -> bool:
         state = _state(checkpoint)
@@ -187,7 +218,7 @@ class Learner:
         made.mkdir(parents=True)
         for file in checkpoint.iterdir():
             if file.name in ADAPTER_FILES if lora else file.name not in LEFT_OUT:
-                os.link(file, made / file.name)
+                link(file, made / file.name)
 
 
 def _read(path: str) -> list[Row]:

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from moc.kernel.errors import InvalidRequest
+from moc.workers.trainers.examples import IGNORED
 from moc.workers.trainers.watcher import Watcher
 
 TENTH = 0.1
@@ -38,6 +39,25 @@ class PreferenceSettings(Warmup, DPOConfig):
     """Those of DPO."""
 
 
+class SupervisedTrainer(SFTTrainer):
+    """Supervised training, whose loss in a validation is the mean of all tokens, not of the batches they came in."""
+
+    def evaluation_loop(self, *about: Any, **more: Any) -> Any:
+        """The mean replaces the library's, which is another one for each batch size."""
+        self._losses, self._counts = list[float](), list[int]()
+        found = super().evaluation_loop(*about, **more)
+        found.metrics["eval_loss"] = sum(self._losses) / max(1, sum(self._counts))
+        return found
+
+    def prediction_step(self, model: Any, inputs: Any, *about: Any, **more: Any) -> Any:
+        """One batch, whose loss and tokens are noted."""
+        count = int((inputs["labels"][:, 1:] != IGNORED).sum())
+        found = super().prediction_step(model, inputs, *about, **more)
+        self._losses.append(float(found[0]) * count)
+        self._counts.append(count)
+        return found
+
+
 class PreferenceTrainer(DPOTrainer):
     """DPO on examples that are tokens already: in a table of rows as they are, each has the keys of all others too."""
 
@@ -56,7 +76,8 @@ class Recipe:
 
     @property
     def has_bfloat16(self) -> bool:
-        return self.device == "cuda" and torch.cuda.is_bf16_supported()
+        """Whether the device computes with it itself: emulated, it is slower than float32."""
+        return self.device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,7 +87,7 @@ class Recipe:
     def supervised(self, network: Any, tokenizer: Any, training: Rows, validation: Rows, watcher: Watcher) -> Any:
         """A trainer for examples, as tokens with labels."""
         arguments = SupervisedSettings(**self._arguments(validate=bool(validation)))
-        return SFTTrainer(args=arguments, **self._parts(network, tokenizer, training, validation, watcher))
+        return SupervisedTrainer(args=arguments, **self._parts(network, tokenizer, training, validation, watcher))
 
     def dpo(self, network: Any, tokenizer: Any, training: Rows, validation: Rows, watcher: Watcher) -> Any:
         """A trainer for preferences, as tokens.

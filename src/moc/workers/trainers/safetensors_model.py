@@ -1,17 +1,23 @@
 """A folder of Transformers' with low-rank updates in its weights."""
 
+import json
 import shutil
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from moc.kernel.errors import InvalidRequest
+from moc.models.results import link
 from moc.workers.trainers.peft_adapter import PeftAdapter
 
 WEIGHTS = ".safetensors"
 INDEX = ".safetensors.index.json"
+CONFIG = "config.json"
+_PRECISIONS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 def write_merged(base: Path, folder: Path, adapter: PeftAdapter) -> None:
@@ -31,6 +37,26 @@ def write_merged(base: Path, folder: Path, adapter: PeftAdapter) -> None:
         save_file(tensors, folder / file.name, metadata=about)
     for index in base.glob(f"*{INDEX}"):
         shutil.copyfile(index, folder / index.name)
+    add_rest(base, folder)
+
+
+def write_trained(base: Path, folder: Path, trained: Path) -> None:
+    """Write the folder `trained`, all of whose weights were trained, in the precision of `base`.
+
+    Files that are in it already are linked; in memory is one of the others at a time.
+    """
+    shutil.copytree(trained, folder, copy_function=link)
+    precisions = _precisions(base)
+    usual, _ = Counter(precisions.values()).most_common(1)[0]
+    for file in _files(folder):
+        with safe_open(file, framework="pt") as weights:
+            names, about = list(weights.keys()), weights.metadata()
+            if all(_precision(weights, name) is precisions.get(name, usual) for name in names):
+                continue
+            tensors = {name: weights.get_tensor(name).to(precisions.get(name, usual)) for name in names}
+        file.unlink()
+        save_file(tensors, file, metadata=about)
+    _rewrite(folder / CONFIG, dtype=str(usual).removeprefix("torch."))
     add_rest(base, folder)
 
 
@@ -58,6 +84,26 @@ def add_rest(base: Path, folder: Path) -> None:
 
 def _files(base: Path) -> list[Path]:
     return sorted(base.glob(f"model*{WEIGHTS}")) or sorted(base.glob(f"*{WEIGHTS}"))
+
+
+def _precisions(base: Path) -> dict[str, torch.dtype]:
+    """That of each weight; what is stored in eight bits or less is no base of a training."""
+    found: dict[str, torch.dtype] = {}
+    for file in _files(base):
+        with safe_open(file, framework="pt") as weights:
+            found |= {name: _precision(weights, name) for name in weights.keys()}  # noqa: SIM118 - it is no mapping
+    return found
+
+
+def _precision(weights: Any, name: str) -> torch.dtype:
+    return _PRECISIONS.get(weights.get_slice(name).get_dtype(), torch.float32)
+
+
+def _rewrite(path: Path, **changes: Any) -> None:
+    """Put `changes` into a file of JSON, which other names may have: those keep what is there."""
+    values = {**json.loads(path.read_bytes()), **changes}
+    path.unlink()
+    path.write_text(f"{json.dumps(values, indent=2)}\n")
 
 
 def _updated(name: str, weight: torch.Tensor, adapter: PeftAdapter) -> torch.Tensor:

@@ -9,6 +9,7 @@ SETTINGS = {
     "HF_DATASETS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # one that gives the same sums every time
+    "TQDM_DELAY": "1e9",  # no progress bars: TQDM_DISABLE is overruled by a library
 }
 """What the libraries are told before they are imported."""
 

@@ -1,11 +1,12 @@
 """Stands beside a training: tells how it goes, keeps its checkpoints, and ends it when it is asked to or must."""
 
 import math
+import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -127,7 +128,7 @@ def _named(told: dict[str, Any], names: dict[str, str], prefix: str) -> dict[str
 
 
 def _memory_bytes() -> int:
-    """What this process takes of the device that it trains on."""
+    """What this process took at most of the device that it trains on."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return int(torch.cuda.max_memory_reserved())
-    return int(psutil.Process().memory_info().rss)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
