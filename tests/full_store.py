@@ -10,12 +10,16 @@ from moc.store.memory import MemoryStore
 
 
 class FullStore(MemoryStore):
-    """Commits nothing while it is `full`; what has an event of the kind `slow` sets `reached` and waits for `gate`."""
+    """Commits nothing while it is `full`; what has an event of the kind `slow` sets `reached` and waits for `gate`.
+
+    `fault` is what the next commit fails with.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.full = False
         self.slow = ""
+        self.fault: Exception | None = None
         self.reached = asyncio.Event()
         self.gate = asyncio.Event()
 
@@ -23,6 +27,9 @@ class FullStore(MemoryStore):
         if any(event.kind == self.slow for event in events):
             self.reached.set()
             await self.gate.wait()
+        if self.fault is not None:
+            fault, self.fault = self.fault, None
+            raise fault
         if self.full:
             raise StoreUnavailable("the disk is full")
         return await super().commit(ops, events)

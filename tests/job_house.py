@@ -13,9 +13,9 @@ from moc.learning.job import Job, JobSpec, JobState, JobType, Reason
 from moc.learning.jobs import Jobs
 from moc.learning.watch import Limits
 from moc.security.identity import Identity, Role
-from moc.store.memory import MemoryStore
 from moc.testing.programs import FakeJobMemory, FakeKind, FakePrograms, FakeVisitors
 from moc.testing.seat import FakeSeat
+from tests.full_store import FullStore
 
 ME = Identity("key-1", "me", Role.OPERATOR)
 SPEC = JobSpec(type=JobType.SCRIPT)
@@ -39,7 +39,7 @@ def made_job(spec: JobSpec, **changes: Any) -> Job:
 class JobHouse:
     """A coordinator's jobs; `restart` is what a crash and a new coordinator are to them."""
 
-    def __init__(self, store: MemoryStore, folder: Path) -> None:
+    def __init__(self, store: FullStore, folder: Path) -> None:
         self.store, self.folder = store, folder
         self.seat = FakeSeat(store, "cluster")
         self.programs, self.memory, self.visitors = FakePrograms(), FakeJobMemory(), FakeVisitors()
@@ -89,7 +89,7 @@ class JobHouse:
 @asynccontextmanager
 async def job_house(folder: Path) -> AsyncIterator[JobHouse]:
     """It, started."""
-    store = MemoryStore()
+    store = FullStore()
     await store.start()
     made = JobHouse(store, folder)
     await made.seat.start()

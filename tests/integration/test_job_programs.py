@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -18,8 +19,8 @@ import pytest
 
 from moc.kernel.errors import Unavailable
 from moc.learning.ports import STOPPED_STATUS, Ending, Order, Started
-from moc.workers.trainers.programs import LocalPrograms
-from moc.workers.trainers.supervisor import CLAIM_FILE, EXIT_FILE, LAUNCH_FILE, LOG_BYTES_MAX
+from moc.workers.trainers.programs import TASK_FILE, LocalPrograms
+from moc.workers.trainers.supervisor import CLAIM_FILE, EXIT_FILE, LAUNCH_FILE, LOG_BYTES_MAX, NEW_EXIT_FILE
 
 TIMEOUT_S = 30.0
 LOOK_S = 0.02
@@ -201,6 +202,16 @@ async def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "file" / "job-1")
     with pytest.raises(Unavailable, match="job-1"):
         await bench.start("")
+
+
+@pytest.mark.parametrize("name", [TASK_FILE, LAUNCH_FILE, NEW_EXIT_FILE])
+async def test_a_disk_that_is_full_at_the_start_is_told_as_such(bench: Bench, name: str) -> None:
+    folder = bench.folder / "attempts" / "1"
+    folder.mkdir(parents=True)
+    (folder / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as full:
+        await bench.start("")
+    assert full.value.errno == errno.ENOSPC
 
 
 async def test_sigterm_is_passed_on_and_the_program_may_save(bench: Bench) -> None:

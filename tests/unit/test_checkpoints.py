@@ -1,6 +1,7 @@
 """Checkpoints: whole or refused, bounded, and never the older one lost before the newer is there."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -95,6 +96,14 @@ def test_what_could_not_be_built_is_no_checkpoint(checkpoints: Checkpoints) -> N
     with pytest.raises(OSError, match="No space"):
         checkpoints.save(2, build)
     assert checkpoints.newest() == before
+
+
+def test_what_is_no_folder_is_cleared_too(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    left = tmp_path / ".new-9"
+    for make in (left.touch, lambda: left.symlink_to(tmp_path)):
+        make()
+        assert Checkpoints(tmp_path, kept=2, warn=print).newest() is None
+        assert not os.path.lexists(left)
 
 
 def _truncate(folder: Path) -> None:

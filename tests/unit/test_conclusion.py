@@ -10,6 +10,7 @@ from moc.learning.conclusion import conclude, failure_of, how_it_ended, went_on
 from moc.learning.job import Attempt, Checkpoint, Job, JobState, Reason, Wish
 from moc.learning.ports import Ending
 from moc.learning.rescuer import SILENCE_S, Rescue, rescue
+from moc.learning.starvation import LOOKS_KEPT, Starvation
 from tests.unit.test_told import JOB
 
 PAUSE = replace(JOB, wish=Wish.PAUSE, wish_reason=Reason.PARENT)
@@ -80,6 +81,39 @@ def test_one_that_the_system_killed_for_want_of_memory_ran_out_of_it() -> None:
     assert not conclude(JOB, Ending(-9, starved=True), asked=None, attempts_max=3).outgrown, "perhaps others did"
     asked = conclude(JOB, Ending(-9, starved=True), asked=Reason.PREEMPTED, attempts_max=3)
     assert asked.reason is Reason.PREEMPTED
+
+
+def test_a_kill_of_long_ago_is_not_why_a_program_was_killed() -> None:
+    count = 3
+    starvation = Starvation(lambda: count)
+    assert not starvation.struck()
+    starvation.lives()
+    count = 4  # it takes some looks until the one that was killed is seen dead
+    for _ in range(LOOKS_KEPT - 1):
+        starvation.lives()
+        assert starvation.struck()
+    starvation.lives()
+    assert not starvation.struck()
+    count = 5
+    assert starvation.struck()
+
+
+def test_a_disk_that_was_full_before_anybody_could_see_how_it_ended_is_named() -> None:
+    log = "Traceback\nOSError: [Errno 28] No space left on device: 'exit.json.new'\n"
+    assert conclude(JOB, Ending(None, log), asked=None, attempts_max=3).reason is Reason.DISK_FULL
+    assert conclude(JOB, Ending(-9, log), asked=None, attempts_max=3).state is JobState.QUEUED
+    long_ago = Ending(None, log + "one\ntwo\nthree\n")
+    assert conclude(JOB, long_ago, asked=None, attempts_max=3).state is JobState.QUEUED
+
+
+def test_a_disk_without_room_is_named_where_the_program_could_not() -> None:
+    found = conclude(JOB, Ending(1, disk_full=True), asked=None, attempts_max=3)
+    assert (found.reason, found.message) == (
+        Reason.DISK_FULL,
+        "its program ended with status 1, with no room left on its disk",
+    )
+    told = conclude(JOB, Ending(1, "CUDA error: out of memory", disk_full=True), asked=None, attempts_max=3)
+    assert told.reason is Reason.OUT_OF_MEMORY
 
 
 def test_attempts_are_used_up_only_by_those_that_come_no_further() -> None:

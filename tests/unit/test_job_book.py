@@ -8,7 +8,7 @@ import pytest
 
 from moc.kernel.errors import Conflict, NotFound, NotLeader, StoreUnavailable
 from moc.kernel.events import Event
-from moc.kernel.records import Op
+from moc.kernel.records import ABSENT, Op, Put
 from moc.learning.job import Job, JobState, Reason
 from moc.learning.job_book import EVENTS_MAX, METRICS, JobBook, Submission, Tale, Told
 from moc.store.memory import MemoryStore
@@ -87,6 +87,18 @@ async def test_a_move_that_cannot_be_is_refused(house: House) -> None:
         await house.book.change(NEW.id, lambda job: replace(job, state=JobState.RUNNING))
     with pytest.raises(NotFound):
         await house.book.change("job-none", queued)
+
+
+async def test_a_record_that_cannot_be_read_keeps_no_other_from_being_looked_after(house: House) -> None:
+    unreadable = {"jobs/job-0": b'{"id": 1}', "jobs/job-00": b"not JSON", "jobs/job-2": b"[" * 100_000}
+    await house.store.commit([Put(key, value, ABSENT) for key, value in unreadable.items()])
+    again = house.make()
+    await again.read()
+
+    assert [job.id for job in again.all()] == [NEW.id]
+    await again.change(NEW.id, queued)
+    records = {record.key: record.value for record in await house.store.list("jobs/job-")}
+    assert records.items() >= unreadable.items()
 
 
 async def test_changes_at_the_same_moment_follow_each_other(house: House) -> None:

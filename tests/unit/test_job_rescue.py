@@ -268,6 +268,57 @@ async def test_who_lost_the_seat_writes_nothing(house: JobHouse) -> None:
     assert house.jobs.show(job.id).state is JobState.RUNNING
 
 
+# when another part fails
+
+
+async def test_a_crash_that_ends_the_lease_first_is_no_preemption(house: JobHouse) -> None:
+    job = await house.submit()
+    await house.programs.started()
+    running = await house.reaches(job.id, JobState.RUNNING)
+    assert running.attempt is not None
+    house.memory.over[running.attempt.lease_id] = {"reason": "ProcessGone", "quarantined": False}
+
+    again = await house.until(job.id, lambda job: job.attempt_count == 2)
+    assert (again.attempts[0].outcome, again.fruitless) == ("gone", 1)
+
+
+async def test_while_the_store_fails_programs_are_looked_after(house: JobHouse) -> None:
+    job = await house.submit()
+    program = await house.programs.started()
+    await house.reaches(job.id, JobState.RUNNING)
+    house.store.full = True
+    claims = program.claims
+    program.tell(type="message", message="in vain")
+    house.memory.evict_in_s = 5.0
+    house.memory.gate.clear()
+    async with asyncio.timeout(20):
+        await program.interrupted.wait()
+    assert program.claims > claims
+    house.store.full = False
+
+    assert (await house.reaches(job.id, JobState.PAUSED)).reason is Reason.PREEMPTED
+    assert (await house.messages(job.id)).count("in vain") == 1
+
+
+async def test_what_cannot_be_taken_up_keeps_no_job_from_its_end(house: JobHouse) -> None:
+    job = await house.submit()
+    program = await house.programs.started()
+    await house.reaches(job.id, JobState.RUNNING)
+    (house.folder / job.id / "checkpoints").mkdir()
+    program.tell(type="checkpoint", name="\u00e9" * 200, step=1)
+    await house.until(job.id, lambda job: job.attempts[-1].read_bytes == 1)
+    house.store.fault = RuntimeError("nobody thought of this")
+    program.tell(type="message", message="lost")
+    await house.until(job.id, lambda job: job.attempts[-1].read_bytes == 2)
+    program.end(0, data={"a": 1})
+
+    done = await house.jobs.wait(job.id)
+    assert done.outcome is not None
+    assert (done.state, done.attempt_count, done.checkpoints) == (JobState.SUCCEEDED, 1, ())
+    assert done.outcome.data == {"a": 1}
+    assert "told what cannot be taken up; it is left out" in await house.messages(job.id)
+
+
 # forgetting
 
 

@@ -273,10 +273,22 @@ async def test_one_whose_lease_is_over_is_killed_at_once(house: JobHouse) -> Non
     program = await house.programs.started()
     running = await house.reaches(job.id, JobState.RUNNING)
     assert running.attempt is not None
-    house.memory.over.add(running.attempt.lease_id)
+    house.memory.over[running.attempt.lease_id] = {"reason": "Expired", "quarantined": False}
 
     await house.until(job.id, lambda job: job.attempt_count == 2)
     assert (program.status, program.interrupts) == (-9, 0)
+    assert house.jobs.show(job.id).attempts[0].outcome == "preempted"
+
+
+async def test_one_whose_memory_nobody_else_can_have_yet_may_save_when_its_lease_is_over(house: JobHouse) -> None:
+    job = await house.submit()
+    program = await house.programs.started()
+    running = await house.reaches(job.id, JobState.RUNNING)
+    assert running.attempt is not None
+    house.memory.over[running.attempt.lease_id] = {"reason": "Expired", "quarantined": True}
+
+    await house.until(job.id, lambda job: job.attempt_count == 2)
+    assert (program.status, program.interrupts) == (STOPPED_STATUS, 1)
     assert house.jobs.show(job.id).attempts[0].outcome == "preempted"
 
 
@@ -323,6 +335,27 @@ async def test_one_that_ran_out_of_memory_asks_for_more_the_next_time(house: Job
     assert house.memory.learned == [1250]
 
 
+async def test_what_its_program_saw_itself_take_at_most_is_learned(house: JobHouse) -> None:
+    job = await house.submit()
+    program = await house.programs.started()
+    program.tell(type="metrics", step=1, metrics={"memory_bytes": 77_000})
+    program.tell(type="result")
+    program.end(0)
+    await house.jobs.wait(job.id)
+    assert house.memory.learned == [77_000]
+
+
+async def test_memory_that_is_too_little_is_given_and_told_of_once(house: JobHouse) -> None:
+    job = await house.submit(replace(SPEC, memory_bytes=1))
+    (await house.programs.started()).end(75)
+    program = await house.programs.started()
+    program.tell(type="result")
+    program.end(0)
+    await house.jobs.wait(job.id)
+    events = await house.jobs.events(job.id)
+    assert [event.level for event in events if event.message == "too little"] == ["warn"]
+
+
 async def test_a_result_that_cannot_be_kept_fails_the_job(house: JobHouse) -> None:
     house.kind.flaw = OSError(errno.ENOSPC, "No space left on device")
     job = await house.submit()
@@ -339,6 +372,15 @@ async def test_a_program_that_cannot_be_started_is_tried_again(house: JobHouse) 
 
     assert (done.reason, done.attempt_count) == (Reason.ATTEMPTS_USED_UP, 2)
     assert "no room for a process" in done.message
+    assert not house.memory.held
+
+
+async def test_a_disk_without_room_for_a_program_fails_the_job_by_name(house: JobHouse) -> None:
+    house.programs.error = OSError(errno.ENOSPC, "No space left on device")
+    job = await house.submit()
+    done = await house.jobs.wait(job.id)
+
+    assert (done.reason, done.attempt_count) == (Reason.DISK_FULL, 1)
     assert not house.memory.held
 
 

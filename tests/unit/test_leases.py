@@ -79,14 +79,15 @@ class Host:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Leases]:
+        devices, leases = self.devices, self.leases  # others once it was started again
         await self.seat.start()
-        await self.devices.start()
-        await self.leases.start()
+        await devices.start()
+        await leases.start()
         try:
-            yield self.leases
+            yield leases
         finally:
-            await self.leases.stop()
-            await self.devices.stop()
+            await leases.stop()
+            await devices.stop()
 
     async def get(self, size: int, *, wait_s: float = 0.0, pid: int | None = None, **terms: Any) -> Standing:
         async with asyncio.timeout(10):
@@ -322,6 +323,9 @@ async def test_memory_of_a_process_that_outlives_its_lease_is_not_given_away(
     await host.pass_time(1 + MARGIN_S)
     assert host.leases.show(got.lease.id).lease.quarantined
     assert host.charges() == {f"quarantine:{got.lease.id}": 80}
+    with pytest.raises(Conflict) as over:
+        host.leases.renew(got.lease.id, token_of(got))
+    assert over.value.details == {"state": "expired", "reason": "Expired", "quarantined": True}
     await host.leases.stop()
     await host.devices.stop()
     host.start()

@@ -47,6 +47,8 @@ async def test_places_are_counted_among_those_who_want_the_same_devices(host: Ho
         await host.waiting(54, devices="declared:0", priority=1),
     ]
     assert places(host) == {51: 2, 52: 1, 53: 4, 54: 1}
+    firsts = {each.lease.terms.bytes: each.first.terms.bytes for each in host.leases.standings() if each.first}
+    assert firsts == {51: 54, 53: 54}
     await ended(waiting.pop(1))
     assert places(host) == {51: 2, 53: 3, 54: 1}
     await ended(*waiting)

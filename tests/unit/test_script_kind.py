@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from moc.kernel.clock import SystemClock
 from moc.kernel.errors import InvalidRequest, NotFound
 from moc.learning.files import Files, Purpose
-from moc.learning.job import JobSpec, JobType, Progress
+from moc.learning.job import Attempt, JobSpec, JobType, Outcome, Progress
 from moc.learning.script import TEXT_BYTES_MAX, Script
+from moc.learning.told import take_up
 from moc.store.memory import MemoryStore
 from tests.job_house import made_job
 
@@ -124,3 +126,28 @@ async def test_a_script_comes_to_what_it_told(script: Script, tmp_path: Path) ->
     told = {"metrics": {"loss": 0.1}, "trained_tokens": 7, "data": {"more": 1}}
     outcome = await script.finish(done, prepared, told, tmp_path)
     assert (outcome.metrics, outcome.trained_tokens, outcome.data) == ({"loss": 0.1}, 7, {"more": 1})
+
+
+ODD: dict[str, dict[str, Any]] = {
+    "not a number": {"metrics": {"loss": float("nan"), "good": 0.5}},
+    "null": {"metrics": {"loss": None, "name": "x"}},
+    "a list of metrics": {"metrics": [1]},
+    "words for tokens": {"trained_tokens": "many"},
+    "fewer tokens than none": {"trained_tokens": -1},
+    "a list of data": {"data": [1]},
+    "data that is no number": {"data": {"loss": float("nan")}},
+}
+
+
+@pytest.mark.parametrize("kind", ["result", "error"])
+@pytest.mark.parametrize("line", ODD.values(), ids=ODD)
+async def test_whatever_it_tells_what_it_came_to_can_be_read_again(
+    script: Script, tmp_path: Path, line: dict[str, Any], kind: str
+) -> None:
+    checked = await script.check(spec({"command": "python x"}))
+    ran = made_job(checked, attempts=(Attempt(number=1, host="here", started_at=1.0),), attempt_count=1)
+    job = take_up(ran, [{"type": kind, **line}], now=2.0, exists=lambda _: False).job
+    outcome = await script.finish(job, await script.prepare(job, tmp_path), job.attempts[-1].told, tmp_path)
+    again = msgspec.json.decode(msgspec.json.encode(outcome), type=Outcome)
+    assert (again.metrics, again.trained_tokens) == (outcome.metrics, 0)
+    assert outcome.metrics == ({"good": 0.5} if kind == "result" and "good" in str(line) else {})

@@ -68,7 +68,7 @@ def test_the_last_word_is_remembered_with_the_attempt() -> None:
         {"type": "error", "reason": "DiskFull", "message": "no room"}, {"type": "result", "metrics": {"a": 1}}
     )
 
-    assert job.attempts[-1].told == {"type": "result", "metrics": {"a": 1}}
+    assert job.attempts[-1].told == {"type": "result", "metrics": {"a": 1}, "trained_tokens": 0, "data": {}}
     assert events == [("message", "no room")]
 
 
@@ -83,6 +83,7 @@ def test_the_last_word_is_remembered_with_the_attempt() -> None:
         {"type": "message", "message": "x" * 100_000},
         {"type": "checkpoint", "name": None, "step": 1e300, "metrics": 3},
         {"type": "result", "data": {"deep": [[[1]]], "big": 2**70}},
+        {"type": "result", "metrics": [1], "trained_tokens": "many", "data": 3},
         {"type": "error"},
         {"type": "nothing known"},
         {"type": ["a", "list"]},

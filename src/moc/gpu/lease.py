@@ -107,7 +107,8 @@ class Standing:
     """A lease now. It expires at `expires_at` unless it is renewed, and is evicted at `evict_at`, both wall time.
 
     `evict_in_s` is how long that is from now. Of a pending one `message` says what it waits for, `position` its place
-    among those who wait for the same devices (1 = next), `estimated_wait_s` how long it will wait if that is known.
+    among those who wait for the same devices (1 = next), `first` the lease that is next if it is not this one, and
+    `estimated_wait_s` how long it will wait if that is known.
     """
 
     lease: Lease
@@ -116,4 +117,5 @@ class Standing:
     evict_in_s: float | None = None
     message: str = ""
     position: int | None = None
+    first: Lease | None = None
     estimated_wait_s: float | None = None

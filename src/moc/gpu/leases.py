@@ -245,7 +245,7 @@ class Leases:
             lease = self.show(lease_id).lease
             raise Conflict(
                 f"lease {lease_id} is {lease.state} ({lease.reason}); acquire another one",
-                details={"state": lease.state, "reason": lease.reason},
+                details={"state": lease.state, "reason": lease.reason, "quarantined": lease.quarantined},
             )
         return held
 

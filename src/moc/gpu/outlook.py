@@ -22,9 +22,15 @@ class Outlook:
 
     def standing(self, waiter: Waiter) -> Standing:
         """Of one who waits. How long that will be is told of the first in line only, and not always known."""
-        position = self._queue.position(waiter, self._lines_of(waiter))
-        wait_s = self._wait_s(waiter) if position == 1 else None
-        return Standing(lease=waiter.lease, message=waiter.why, position=position, estimated_wait_s=wait_s)
+        lines = self._lines_of(waiter)
+        position, first = self._queue.position(waiter, lines), self._queue.first(lines)
+        return Standing(
+            lease=waiter.lease,
+            message=waiter.why,
+            position=position,
+            first=None if first is None or position == 1 else first.lease,
+            estimated_wait_s=self._wait_s(waiter) if position == 1 else None,
+        )
 
     def _lines_of(self, waiter: Waiter) -> Collection[str]:
         """Those whose turn is before its own if they came first: they want one of its devices."""

@@ -131,6 +131,11 @@ class WaitQueue:
         """Its place among those who wait in these lines; 1 is the next."""
         return 1 + sum(bisect_left(self._lines.get(name, []), waiter.rank, key=_rank) for name in lines)
 
+    def first(self, lines: Iterable[str]) -> Waiter | None:
+        """The next one of these lines."""
+        heads = [line[0] for name in lines if (line := self._lines.get(name))]
+        return min(heads, key=_rank)[1] if heads else None
+
     def pin(self, waiter: Waiter, device: str) -> None:
         """Let one who waits do so for this device only."""
         self._take(waiter)

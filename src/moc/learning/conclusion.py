@@ -59,7 +59,8 @@ def conclude(job: Job, ending: Ending, *, asked: Reason | None, attempts_max: in
         return _stopped(job, asked)
     if stopped or killed:
         return _gone(job, ending, attempts_max)
-    return _failed(_reason_of(said, ending), f"its program {how_it_ended(status)}{_last_lines(ending.log)}")
+    where = ", with no room left on its disk" if ending.disk_full else ""
+    return _failed(_reason_of(said, ending), f"its program {how_it_ended(status)}{where}{_last_lines(ending.log)}")
 
 
 def failure_of(error: Exception) -> Conclusion:
@@ -110,7 +111,10 @@ def _stopped(job: Job, asked: Reason | None) -> Conclusion:
 def _gone(job: Job, ending: Ending, attempts_max: int) -> Conclusion:
     fruitless, status = 0 if went_on(job) else job.fruitless + 1, ending.status
     how = "asked to be started again" if status == STOPPED_STATUS else how_it_ended(status)
-    how = f"its program {how}{_last_lines(ending.log)}"
+    last = _last_lines(ending.log)
+    how = f"its program {how}{last}"
+    if status is None and _DISK_FULL.search(last):
+        return _failed(Reason.DISK_FULL, how)
     if fruitless < attempts_max:
         state, reason, message = JobState.QUEUED, Reason.RUNNER_GONE, f"{how}; it goes on from its last checkpoint"
     else:
@@ -130,6 +134,8 @@ def _reason_of(said: dict[str, Any], ending: Ending) -> Reason:
         for pattern, better in ((_DISK_FULL, Reason.DISK_FULL), (_OUT_OF_MEMORY, Reason.OUT_OF_MEMORY)):
             if pattern.search(ending.log):
                 return better
+        if ending.disk_full:
+            return Reason.DISK_FULL
     return reason
 
 

@@ -13,6 +13,7 @@ from itertools import chain, islice
 from typing import Any
 
 import msgspec
+import structlog
 
 from moc.kernel.clock import Clock
 from moc.kernel.errors import Conflict, NotFound, StoreUnavailable
@@ -21,6 +22,8 @@ from moc.kernel.records import ABSENT, Op, Store, Table
 from moc.kernel.tasks import to_the_end
 from moc.learning.job import ENDED, MOVES, Job, JobEvent, JobSpec, JobState
 from moc.learning.ports import ClusterSeat
+
+log = structlog.get_logger(__name__)
 
 EVENTS_MAX = 10_000
 """How many events of a job are kept: the oldest metrics go first."""
@@ -117,8 +120,15 @@ class JobBook:
         self._unsure: set[str] = set()
 
     async def read(self) -> None:
-        """Know every job there is."""
-        self._held = {key: _Held(job, revision) for key, job, revision in await self._jobs.list()}
+        """Know every job there is. A record that cannot be read is left as it is: the others are looked after."""
+        self._held = {}
+        for record in await self._store.list(self._jobs.prefix):
+            try:
+                job = self._jobs.decode(record)
+            except (msgspec.MsgspecError, RecursionError) as error:
+                log.error("the record of a job cannot be read, and is left as it is", key=record.key, error=str(error))
+                continue
+            self._held[record.key.removeprefix(self._jobs.prefix)] = _Held(job, record.revision)
 
     # what is known
 

@@ -8,7 +8,10 @@ AGEING_S = 600.0
 
 MOST_URGENT = 1
 SEEKERS_MAX = 4
-"""How many jobs may wait for memory beside those that have places: one that needs much holds up no other."""
+"""How many jobs may wait for memory beside those that have places: one that needs much holds up none elsewhere.
+
+Those that want the same device stand in one line for it, where nobody passes one before it.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

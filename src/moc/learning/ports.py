@@ -61,12 +61,13 @@ class Ending:
     """How a program ended: its exit status, negative for a signal, None when nobody was there to see it.
 
     `log` is the last it wrote, for whoever has to be told why. `starved`: the system killed processes for want of
-    memory while it ran.
+    memory while it ran. `disk_full`: there was no room left where it writes, so that it may not have told.
     """
 
     status: int | None
     log: str = ""
     starved: bool = False
+    disk_full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class Programs(Protocol):
     """
 
     async def start(self, order: Order) -> Started:
-        """Start it; Unavailable when the system has no room for another process."""
+        """Start it; Unavailable when the system has no room for another process, OSError when the disk has none."""
         ...
 
     async def find(self, folder: Path) -> Started | None:
@@ -140,6 +141,11 @@ class Programs(Protocol):
 
 # memory
 
+EXPIRED = "Expired"
+"""Why a holding is over: nobody kept it for too long."""
+PROCESS_GONE = "ProcessGone"
+"""Why a holding is over: the process that used it has ended."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
@@ -168,18 +174,26 @@ class Memory(Protocol):
         ...
 
     async def renew(self, holding: Holding, pid: int | None) -> Holding:
-        """Keep it, and say which process uses it; Conflict when it is over."""
+        """Keep it, and say which process uses it.
+
+        Conflict when it is over, with the `reason` in its details, and `quarantined` while nobody else may have it
+        before that process is dead.
+        """
         ...
 
     async def release(self, holding: Holding) -> None:
         """The job's processes are dead; idempotent."""
         ...
 
-    async def need(self, job: Job, base: "Base | None") -> int:
+    async def need(self, job: Job, prepared: "Prepared") -> int:
         """Bytes that a job will need: declared, or estimated and corrected by what such jobs were seen to take."""
         ...
 
-    async def learn(self, job: Job, base: "Base | None", *, device: str, peak_bytes: int) -> None:
+    async def doubt(self, job: Job, prepared: "Prepared") -> str:
+        """What is to be said of the bytes declared for a job if it can hardly begin with so few; else nothing."""
+        ...
+
+    async def learn(self, job: Job, prepared: "Prepared | None", *, device: str, peak_bytes: int) -> None:
         """A job was seen to take so much at most."""
         ...
 
@@ -257,12 +271,13 @@ class Visitors(Protocol):
 class Prepared:
     """A job that can be started: the `task` of its program, what it starts from, whether it uses the public API.
 
-    `data_digest` is the hash of all it learns from.
+    `data_digest` is the hash of all it learns from, `longest` how many tokens a row of that has at most.
     """
 
     task: Mapping[str, Any]
     base: Base | None = None
     data_digest: str = ""
+    longest: int = 0
     command: tuple[str, ...] = ()
     workdir: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)

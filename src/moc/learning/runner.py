@@ -13,6 +13,7 @@ from moc.kernel.errors import NoCapacity, NotLeader
 from moc.kernel.tasks import Tasks, to_the_end
 from moc.learning.conclusion import conclude, failure_of
 from moc.learning.job import COORDINATING, Attempt, Job, JobState, Reason, Wish
+from moc.learning.job_book import Tale, Told
 from moc.learning.ports import Ending, Holding, Order, Prepared, Started
 from moc.learning.watch import NOBODY, RETRY_S, Means, Watch, attempt_folder, closed, insist, report
 
@@ -124,7 +125,7 @@ class Runner:
             folder = means.folder / job_id
             try:
                 await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
-                await insist(lambda: means.kinds[job.spec.type].prepare(job, folder))
+                prepared = await insist(lambda: means.kinds[job.spec.type].prepare(job, folder))
             except NotLeader:
                 raise
             except Exception as error:
@@ -134,7 +135,14 @@ class Runner:
         def queue(job: Job) -> Job | None:
             if job.state is not JobState.VALIDATING:
                 return None
-            return replace(job, state=JobState.QUEUED, reason=Reason.VALIDATED, queued_at=means.clock.wall())
+            used = prepared.task.get("hyperparameters", job.spec.hyperparameters)
+            return replace(
+                job,
+                spec=replace(job.spec, hyperparameters=used),
+                state=JobState.QUEUED,
+                reason=Reason.VALIDATED,
+                queued_at=means.clock.wall(),
+            )
 
         await insist(lambda: means.book.change(job_id, queue))
 
@@ -150,7 +158,8 @@ class Runner:
             await self._wait_for_disk(remark)
             remark("what it needs to be made ready")
             prepared = await insist(lambda: means.kinds[job.spec.type].prepare(job, means.folder / job_id))
-            size = await insist(lambda: means.memory.need(job, prepared.base))
+            size = await insist(lambda: means.memory.need(job, prepared))
+            await self._warn(job, prepared)
             holding = await insist(lambda: means.memory.acquire(job, size, on_wait=wait))
         except NotLeader:
             raise
@@ -158,6 +167,13 @@ class Runner:
             await self._fail(job, error)
             return
         await to_the_end(self._launch(job_id, prepared, holding))
+
+    async def _warn(self, job: Job, prepared: Prepared) -> None:
+        """Tell once if what was declared is too little: whoever declared it may know better."""
+        doubt = "" if job.attempt_count else await self._means.memory.doubt(job, prepared)
+        if doubt:
+            tale = Tale(message=doubt, level="warn")
+            await insist(lambda: self._means.book.change(job.id, lambda now: Told(now, (tale,))))
 
     async def _wait_for_disk(self, remark: Callable[[str], None]) -> None:
         while True:

@@ -116,10 +116,22 @@ def _checkpoint(job: Job, line: Mapping[str, Any], now: float) -> tuple[Job, Tal
 
 
 def _last_word(job: Job, line: Mapping[str, Any], now: float) -> tuple[Job, Tale | None]:
-    job = _with_attempt(job, lambda attempt: replace(attempt, told=dict(line)))
-    if line["type"] == "error":
-        return job, Tale(message=text(line.get("message")), level="error")
-    return job, None
+    if line["type"] == "result":
+        return _with_attempt(job, lambda attempt: replace(attempt, told=_result(line))), None
+    said = {"type": "error", "reason": text(line.get("reason")), "message": text(line.get("message"))}
+    return _with_attempt(job, lambda attempt: replace(attempt, told=said)), Tale(message=said["message"], level="error")
+
+
+def _result(line: Mapping[str, Any]) -> dict[str, Any]:
+    """What a program came to: its metrics that are numbers, as many as a line holds, its tokens, and what has names."""
+    metrics, data = line.get("metrics"), line.get("data")
+    numbers = {name: _number(each) for name, each in metrics.items()} if isinstance(metrics, Mapping) else {}
+    return {
+        "type": "result",
+        "metrics": {name: number for name, number in numbers.items() if number is not None},
+        "trained_tokens": _count(line.get("trained_tokens"), 0),
+        "data": dict(data) if isinstance(data, Mapping) else {},
+    }
 
 
 _READERS: dict[str, Callable[[Job, Mapping[str, Any], float], tuple[Job, Tale | None]]] = {

@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -14,8 +14,10 @@ from moc.kernel.errors import Conflict, MocError, NotFound, NotLeader, StoreUnav
 from moc.learning.conclusion import Conclusion, conclude, failure_of
 from moc.learning.disk import DiskQuota
 from moc.learning.job import Attempt, Job, JobState, JobType, Outcome, Reason, Wish
-from moc.learning.job_book import JobBook, Told
+from moc.learning.job_book import JobBook, Tale, Told
 from moc.learning.ports import (
+    EXPIRED,
+    PROCESS_GONE,
     ClusterSeat,
     Ending,
     Holding,
@@ -27,7 +29,7 @@ from moc.learning.ports import (
     Visitors,
 )
 from moc.learning.rescuer import HEARTBEAT_S
-from moc.learning.starvation import kills
+from moc.learning.starvation import Starvation
 from moc.learning.told import EVENTS_BURST, EVENTS_PER_S, take_up
 
 R = TypeVar("R")
@@ -123,7 +125,7 @@ class Watch:
         self._beat_at = float("-inf")
         self._looks = 0
         self._peak_bytes = 0
-        self._kills = kills()
+        self._starvation = Starvation()
         self._events_left = float(EVENTS_BURST)
         self._told_at = means.clock.monotonic()
 
@@ -155,19 +157,33 @@ class Watch:
     # while it runs
 
     async def _until_ended(self) -> Ending:
-        programs = self._means.programs
+        ending: Ending | None = None
         while True:
-            try:
-                ending = await programs.look(self._folder, self.process)
-                more = await self._take_up()
+            with self._patience():
+                ending = ending or await self._see_end()  # once seen: what it met may be over at the next look
+                if ending is None:
+                    await self._tend()
+            with self._patience():
+                while await self._take_up() and ending is not None:
+                    pass
                 if ending is not None:
-                    while more:
-                        more = await self._take_up()
-                    return replace(ending, starved=kills() > self._kills)
-                await self._tend()
-            except (StoreUnavailable, Unavailable) as error:
-                log.warning("a job is looked after again in a moment", job=self._id, error=error.message)
+                    return ending
             await self._pause()
+
+    async def _see_end(self) -> Ending | None:
+        ending = await self._means.programs.look(self._folder, self.process)
+        if ending is not None:
+            return replace(ending, starved=self._starvation.struck())
+        self._starvation.lives()
+        return None
+
+    @contextlib.contextmanager
+    def _patience(self) -> Iterator[None]:
+        """What another part keeps from being done now is done at the next look."""
+        try:
+            yield
+        except (StoreUnavailable, Unavailable) as error:
+            log.warning("a job is looked after again in a moment", job=self._id, error=error.message)
 
     async def _pause(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -201,18 +217,31 @@ class Watch:
                 job, news.lines, now=wall, exists=lambda name: _is_there(checkpoints, name), events_max=events_max
             )
 
+        def skip(job: Job) -> Told:
+            attempt = replace(job.attempts[-1], read_bytes=news.read_bytes)
+            tale = Tale(message="told what cannot be taken up; it is left out", level="warn")
+            return Told(replace(job, attempts=(*job.attempts[:-1], attempt)), (tale,))
+
         before = self._means.book.get(self._id).event_count
-        after = await self._means.book.change(self._id, change)
+        try:
+            after = await self._means.book.change(self._id, change)
+        except MocError:
+            raise
+        except Exception as error:  # whatever it is must not end the looking after the program
+            log.error("what a program told cannot be taken up", job=self._id, exc_info=error)
+            after = await self._means.book.change(self._id, skip)
         self._events_left = max(0.0, self._events_left - (after.event_count - before))
         self._beat_at = now
         return told
 
     async def _tend(self) -> None:
+        """Say that the program is wanted, which asks nothing of the store, and see to what is asked of it."""
         await self._means.programs.claim(self._folder)
         if self._looks % MEASURED_LOOKS == 0:
             await self._measure()
         self._looks += 1
-        await self._keep_memory()
+        with self._patience():
+            await self._keep_memory()
         job = self._means.book.get(self._id)
         if job.wish is not Wish.NONE:
             await self.ask_to_end(Reason.REQUESTED)
@@ -231,13 +260,20 @@ class Watch:
     async def _keep_memory(self) -> None:
         try:
             self._holding = await self._means.memory.renew(self._holding, self.process.pid)
-        except (Conflict, NotFound):
-            # It is somebody else's by now, as after this coordinator was stopped for long: nothing may use it.
-            self._asked = self._asked or Reason.PREEMPTED
-            await self._means.programs.kill(self._folder, self.process)
+        except (Conflict, NotFound) as error:
+            await self._without_memory(error.details)
             return
         if self._holding.evict_in_s is not None:
             await self.ask_to_end(Reason.PREEMPTED, self._holding.evict_in_s)
+
+    async def _without_memory(self, over: Mapping[str, Any]) -> None:
+        """Its lease is `over`, as after this coordinator was stopped for long; see `Memory.renew`."""
+        if over.get("reason") == EXPIRED and over.get("quarantined"):
+            await self.ask_to_end(Reason.PREEMPTED)
+            return
+        if over.get("reason") != PROCESS_GONE:  # that is how it ended, which the next look tells
+            self._asked = self._asked or Reason.PREEMPTED
+        await self._means.programs.kill(self._folder, self.process)
 
     # when it has ended
 
@@ -282,13 +318,12 @@ class Watch:
 
     async def _learn(self, job: Job, conclusion: Conclusion) -> None:
         """Let the next estimate be better by what was seen of this one."""
-        peak_bytes = self._peak_bytes
+        peak_bytes = max(self._peak_bytes, job.progress.memory_bytes)
         if conclusion.outgrown:
             peak_bytes = max(peak_bytes, int(self._holding.bytes * OUT_OF_MEMORY_FACTOR))
         if peak_bytes:
-            base = None if self._prepared is None else self._prepared.base
             learn, device = self._means.memory.learn, self._holding.device
-            await insist(lambda: learn(job, base, device=device, peak_bytes=peak_bytes))
+            await insist(lambda: learn(job, self._prepared, device=device, peak_bytes=peak_bytes))
 
     def _attempt(self) -> Attempt:
         return self._means.book.get(self._id).attempts[-1]
@@ -300,7 +335,12 @@ def attempt_folder(job_folder: Path, number: int) -> Path:
 
 
 def _is_there(folder: Path, name: str) -> bool:
-    return name not in {"", ".", ".."} and "/" not in name and "\0" not in name and (folder / name).exists()
+    if name in {"", ".", ".."} or "/" in name:
+        return False
+    try:
+        return (folder / name).exists()
+    except (OSError, ValueError):  # too long a name, a folder that may not be read, "\0"
+        return False
 
 
 def closed(job: Job, conclusion: Conclusion, outcome: Outcome | None, now: float) -> Job:

@@ -8,7 +8,7 @@ from typing import Any
 
 from moc.kernel.errors import Conflict, MocError
 from moc.learning.job import Job, JobSpec, Outcome
-from moc.learning.ports import STOPPED_STATUS, Base, Ending, Holding, News, Order, Prepared, Started
+from moc.learning.ports import STOPPED_STATUS, Ending, Holding, News, Order, Prepared, Started
 
 
 @dataclass
@@ -149,7 +149,7 @@ def _folder(order: Order) -> Path:
 class FakeJobMemory:
     """Room for every job while `gate` is set, until `error` is; what is held is in `held`, by lease.
 
-    `evict_in_s` is what is told of a lease that is to be given back; a lease in `over` is somebody else's. Jobs in
+    `evict_in_s` is what is told of a lease that is to be given back; one in `over` is over, for what that says. Jobs in
     `starved` wait for ever.
     """
 
@@ -158,7 +158,7 @@ class FakeJobMemory:
         self.gate.set()
         self.error: MocError | None = None
         self.held: dict[str, Holding] = {}
-        self.over: set[str] = set()
+        self.over: dict[str, Mapping[str, Any]] = {}
         self.starved: set[str] = set()
         self.evict_in_s: float | None = None
         self.learned: list[int] = []
@@ -182,7 +182,7 @@ class FakeJobMemory:
     async def renew(self, holding: Holding, pid: int | None) -> Holding:
         """It, with what is told of it; Conflict for one in `over`."""
         if holding.lease_id in self.over:
-            raise Conflict(f"lease {holding.lease_id} is over")
+            raise Conflict(f"lease {holding.lease_id} is over", details=self.over[holding.lease_id])
         return Holding(
             lease_id=holding.lease_id,
             token=holding.token,
@@ -195,11 +195,15 @@ class FakeJobMemory:
         """Not held any more."""
         self.held.pop(holding.lease_id, None)
 
-    async def need(self, job: Job, base: Base | None) -> int:
+    async def need(self, job: Job, prepared: Prepared) -> int:
         """What was declared."""
         return job.spec.memory_bytes or 1
 
-    async def learn(self, job: Job, base: Base | None, *, device: str, peak_bytes: int) -> None:
+    async def doubt(self, job: Job, prepared: Prepared) -> str:
+        """It is too little if it is but a byte."""
+        return "too little" if job.spec.memory_bytes == 1 else ""
+
+    async def learn(self, job: Job, prepared: Prepared | None, *, device: str, peak_bytes: int) -> None:
         """Remembered."""
         self.learned.append(peak_bytes)
 
@@ -223,7 +227,8 @@ class FakeVisitors:
 class FakeKind:
     """Takes every spec; `refusal`, `fault` and `flaw` make checking, preparing and finishing fail.
 
-    While `checking` or `gate` is not set, checking or preparing takes long. What was made is in `made`, by job.
+    While `checking` or `gate` is not set, checking or preparing takes long; `task` is what programs are told. What was
+    made is in `made`, by job.
     """
 
     def __init__(self, *, visits: bool = False) -> None:
@@ -235,6 +240,7 @@ class FakeKind:
         self.checking.set()
         self.gate = asyncio.Event()
         self.gate.set()
+        self.task: dict[str, Any] = {"what": "nothing"}
         self.made: dict[str, int] = {}
 
     async def check(self, spec: JobSpec) -> JobSpec:
@@ -249,7 +255,7 @@ class FakeKind:
         await self.gate.wait()
         if self.fault is not None:
             raise self.fault
-        return Prepared(task={"what": "nothing"}, visits=self.visits)
+        return Prepared(task=self.task, visits=self.visits)
 
     async def finish(self, job: Job, prepared: Prepared, told: Mapping[str, Any], folder: Path) -> Outcome:
         """A model of the job's name, if it has one."""

@@ -69,7 +69,10 @@ class Checkpoints:
 
     def _clear_aside(self) -> None:
         for left in self._folder.glob(".new-*"):
-            shutil.rmtree(left)
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
 
 
 def seal(folder: Path) -> None:

@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -18,7 +18,15 @@ from moc.learning.ports import Ending, News, Order, Started
 from moc.workers.process import Process, clean_environment, kill_left_behind, kill_strays
 from moc.workers.trainers.news import read_news
 from moc.workers.trainers.priority import gpu_share, thread_limit
-from moc.workers.trainers.supervisor import CLAIM_FILE, EXIT_FILE, LAUNCH_FILE, LOG_FILE, OLDER_LOG_FILE
+from moc.workers.trainers.supervisor import (
+    CLAIM_FILE,
+    EXIT_FILE,
+    EXIT_FILE_BYTES,
+    LAUNCH_FILE,
+    LOG_FILE,
+    NEW_EXIT_FILE,
+    OLDER_LOG_FILE,
+)
 
 MODULES = {
     JobType.SUPERVISED: "training",
@@ -31,7 +39,11 @@ MODULES = {
 PROGRESS_FILE = "progress.jsonl"
 TASK_FILE = "task.json"
 CHECKPOINTS, OUTPUT = "checkpoints", "output"
+ROOM_BYTES = 64 * 1024
+"""With less left on its disk a program may not even say what it lacked."""
+
 ENDING_LOG_BYTES = 16 * 1024
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _PYTHON = (sys.executable, "-P", "-u", "-m")
 _PACKAGE = "moc.workers.trainers"
 
@@ -56,6 +68,8 @@ class LocalPrograms:
         try:
             return await asyncio.to_thread(self._start, order)
         except OSError as error:
+            if error.errno in _FULL:
+                raise
             raise Unavailable(f"no program can be started for job {order.job_id}: {error.strerror or error}") from None
 
     async def find(self, folder: Path) -> Started | None:
@@ -114,17 +128,17 @@ class LocalPrograms:
         for path in (order.folder, folder.parent, folder, order.folder / CHECKPOINTS, order.folder / OUTPUT):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         told = {"type": order.type, "job": order.job_id, "attempt": order.attempt, "seed": order.seed}
-        _write(folder / TASK_FILE, {**told, "device": order.device, "bytes": order.bytes, **order.task})
-        _write(
-            folder / LAUNCH_FILE,
-            {
-                "command": order.command or (*_PYTHON, f"{_PACKAGE}.{MODULES[JobType(order.type)]}"),
-                "environment": self._environment(order, folder),
-                "workdir": order.workdir or str(order.folder),
-                "orphan_grace_s": self._orphan_grace_s,
-                "grace_s": self._grace_s,
-            },
-        )
+        task = {**told, "device": order.device, "bytes": order.bytes, **order.task}
+        launch = {
+            "command": order.command or (*_PYTHON, f"{_PACKAGE}.{MODULES[JobType(order.type)]}"),
+            "environment": self._environment(order, folder),
+            "workdir": order.workdir or str(order.folder),
+            "orphan_grace_s": self._orphan_grace_s,
+            "grace_s": self._grace_s,
+        }
+        _write(folder / TASK_FILE, json.dumps(task))
+        _write(folder / LAUNCH_FILE, json.dumps(launch))
+        _write(folder / NEW_EXIT_FILE, " " * EXIT_FILE_BYTES)
         (folder / PROGRESS_FILE).touch(0o600)
         (folder / CLAIM_FILE).touch(0o600)
         return _spawn(folder)
@@ -162,7 +176,8 @@ class LocalPrograms:
         if not (folder / EXIT_FILE).exists():
             _close(folder)
             _kill(folder, process)
-        return Ending(_status(folder), self.log(folder, tail_bytes=ENDING_LOG_BYTES))
+        log = self.log(folder, tail_bytes=ENDING_LOG_BYTES)
+        return Ending(_status(folder), log, disk_full=shutil.disk_usage(folder).free < ROOM_BYTES)
 
 
 def _spawn(folder: Path) -> Started:
@@ -224,6 +239,6 @@ def _signal_program(process: Started, number: signal.Signals) -> None:
                     each.send_signal(number)
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
+def _write(path: Path, content: str) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        json.dump(content, file)
+        file.write(content)

@@ -20,6 +20,8 @@ from moc.workers.trainers.priority import lower_priority
 LAUNCH_FILE = "launch.json"
 CLAIM_FILE = "claim"
 EXIT_FILE = "exit.json"
+NEW_EXIT_FILE = "exit.json.new"
+EXIT_FILE_BYTES = 128
 LOG_FILE = "program.log"
 OLDER_LOG_FILE = "program.log.1"
 LOG_BYTES_MAX = 8 * 1024 * 1024
@@ -31,7 +33,6 @@ HALTED_MAX_S = 2.0
 
 CANNOT_START_STATUS = 127
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
-_EXIT_FILE_BYTES = 128
 _READ_BYTES = 65_536
 
 
@@ -71,18 +72,18 @@ class Log:
 
 
 class ExitFile:
-    """How the program ended, all or nothing. Its room on the disk is taken at the start, for a full one then."""
+    """How the program ended, all or nothing. Who started it took its room on the disk, for a full one by then."""
 
     def __init__(self) -> None:
-        self._file = os.open(f"{EXIT_FILE}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.pwrite(self._file, b" " * _EXIT_FILE_BYTES, 0)
+        self._file = os.open(NEW_EXIT_FILE, os.O_WRONLY | os.O_CREAT, 0o600)
+        os.pwrite(self._file, b" " * EXIT_FILE_BYTES, 0)
 
     def write(self, status: int) -> None:
         """Make it durable."""
         told = json.dumps({"status": status, "at": time.time()}).encode()
-        os.pwrite(self._file, told.ljust(_EXIT_FILE_BYTES), 0)
+        os.pwrite(self._file, told.ljust(EXIT_FILE_BYTES), 0)
         os.fsync(self._file)
-        os.rename(f"{EXIT_FILE}.new", EXIT_FILE)
+        os.rename(NEW_EXIT_FILE, EXIT_FILE)
         folder = os.open(".", os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
