@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,10 @@ async def test_tokens_of_rows_are_counted_as_a_model_does(run: Run, tmp_path: Pa
     code, out, _ = await run("data", "check", path, "--model", "words", "--max-length", 4)
     assert code == 0
     assert "tokens      3 to 5, mean 3, median 3, 95 % up to 3" in out
-    assert "hint: 1 of 31 rows have more than 4 tokens" in out
+    assert "hint: 1 of 31 rows have more than 4 tokens, and would be cut" in out
+    text = written(tmp_path / "text.jsonl", {"text": "one two three four five"})
+    out = (await run("data", "check", text, "--model", "words", "--max-length", 4))[1]
+    assert "hint: 1 of 1 rows have more than 4 tokens, and would be learned in parts" in out
     pairs = written(tmp_path / "pairs.jsonl", PAIR)
     told = json.loads((await run("data", "check", pairs, "--model", "words", "--max-length", 3, "--json"))[1])
     assert (told["files"][0]["tokens"]["max"], told["files"][0]["too_long"]) == (4, 1)
@@ -187,7 +191,45 @@ async def test_rows_are_split(run: Run, tmp_path: Path) -> None:
     parts = [(tmp_path / "parts" / name).read_text().splitlines() for name in ("train.jsonl", "valid.jsonl")]
     assert [len(part) for part in parts] == [18, 2]
     assert sorted(json.loads(row)["text"] for part in parts for row in part) == sorted(row["text"] for row in rows)
+    again = ("data", "split", path, "--share", 10, "--seed", 5, "-o", tmp_path / "parts")
+    code, _, complaint = await run(*again)
+    assert (code, "train.jsonl is there already; give --force" in complaint) == (1, True)
+    assert (tmp_path / "parts" / "train.jsonl").read_text().splitlines() == parts[0]
+    assert (await run(*again, "--force"))[0] == 0
+    assert (tmp_path / "parts" / "train.jsonl").read_text().splitlines() != parts[0]
     broken = written(tmp_path / "broken.jsonl", "nope", *rows)
     code, _, complaint = await run("data", "split", broken, "-o", tmp_path / "none")
     assert (code, "line 1 is not JSON" in complaint, (tmp_path / "none").exists()) == (1, True, False)
     assert (await run("data", "check", tmp_path / "missing"))[0] == 1
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "valid.jsonl"])
+async def test_a_split_never_replaces_what_it_reads(run: Run, tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / name, *[{"text": f"row {number}"} for number in range(20)])
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for folder in (tmp_path, tmp_path / "link"):
+        code, _, complaint = await run("data", "split", path, "-o", folder, "--force")
+        assert (code, "would replace the rows that are parted" in complaint) == (1, True)
+    assert {each.name for each in os.scandir(tmp_path)} == {name, "link"}
+    assert path.read_bytes() == before
+
+
+async def test_what_cannot_be_split_is_told(run: Run, tmp_path: Path) -> None:
+    for rows, told in (([CHAT], "it has one row"), ([CHAT] * 3, "3 rows that all ask the same")):
+        path = written(tmp_path / "rows.jsonl", *rows)
+        code, _, complaint = await run("data", "split", path, "-o", tmp_path / "parts")
+        assert (code, told in complaint, (tmp_path / "parts").exists()) == (1, True, False), complaint
+    code, _, complaint = await run("data", "split", path, "-o", tmp_path / "parts", "--share", 0.1)
+    assert (code, "give percent, such as 10" in " ".join(complaint.split())) == (2, True)
+    taken = written(tmp_path / "taken")
+    many = written(tmp_path / "many.jsonl", {"text": "a"}, {"text": "b"})
+    code, _, complaint = await run("data", "split", many, "-o", taken)
+    assert (code, "cannot be written" in complaint) == (1, True)
+
+
+async def test_a_long_name_of_a_file_leaves_room_for_the_rest(run: Run, tmp_path: Path) -> None:
+    path = written(tmp_path / f"{'a' * 200}.jsonl", CHAT)
+    await run("files", "add", path)
+    assert f" {'a' * 59}… " in (await run("files", "list"))[1]
+    assert path.name in (await run("files", "list", "--json"))[1]

@@ -21,6 +21,7 @@ tasks:
     items:
       - {prompt: "1 + 1 =", expected: "2"}
 """
+TUNE = ("jobs", "submit", "tune")
 SFT = ("jobs", "submit", "sft", "--model", "smollm2", "--name", "zorblax")
 
 
@@ -160,6 +161,32 @@ async def test_a_suite_that_is_wrong_is_told_by_line_before_anything_is_sent(
     assert rest_stack.files.all() == []
 
 
+async def test_rows_of_a_suite_are_told_by_file_and_line_before_anything_is_sent(
+    rest_stack: RestStack, run: Run, tmp_path: Path
+) -> None:
+    suite, data = tmp_path / "eval.yaml", tmp_path / "x.csv"
+    suite.write_text("name: a\ntasks: [{name: m, type: exact_match, data: x.csv}]\n")
+    for rows, told in (("prompt,expected\n", f"{data}:1: the task m: no JSON"), ('{"prompt": "a"}\n', "`expected`")):
+        data.write_text(rows)
+        status, _, err = await run("evaluate", "run", "--model", "smollm2", "--suite", str(suite))
+        assert (status, told in err, "sending" in err) == (1, True, False), err
+    assert rest_stack.files.all() == []
+
+
+async def test_what_an_evaluation_waits_for_is_called_that(rest_stack: RestStack, run: Run, tmp_path: Path) -> None:
+    suite = tmp_path / "eval.yaml"
+    suite.write_text(SUITE)
+    await rest_stack.load("smollm2")
+    for _ in range(3):  # two may run at once
+        out = (await run("evaluate", "run", "--model", "smollm2", "--suite", str(suite), "--json"))[1]
+    job_id = json.loads(out)["id"]
+    await rest_stack.jobs.wait(job_id, lambda job: job.waits_for.startswith("a place: "))
+    told = (await run("evaluate", "show", job_id))[1].splitlines()
+    assert [line for line in told if line.startswith(("waits for", "message"))] == [
+        "waits for  a place: 2 jobs may run at once, and others are before it"
+    ]
+
+
 async def test_a_search_is_submitted(rest_stack: RestStack, run: Run, tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("epochs: {low: 1, high: 3}\n")
@@ -172,6 +199,13 @@ async def test_a_search_is_submitted(rest_stack: RestStack, run: Run, tmp_path: 
     assert (options["base"]["type"], options["base"]["training_file"]) == ("sft", "file-known")
 
 
+async def test_a_space_counts_every_key(run: Run, tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("lr:\n  choices: [1]\nlr:\n  choices: [2]\n")
+    status, _, err = await run(*TUNE, "--base", "script", "--space", str(space))
+    assert (status, "space.yaml:3: lr is there twice (first on line 1)" in " ".join(err.split())) == (2, True), err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -180,7 +214,10 @@ async def test_a_search_is_submitted(rest_stack: RestStack, run: Run, tmp_path: 
         ((*SFT, "--data", "file-known", "--set", "a=[1"), "YAML"),
         ((*SFT, "--data", "file-known", "--memory", "lots"), "lots"),
         (("jobs", "submit", "script", "--command", "a 'b"), "split"),
-        (("jobs", "submit", "tune", "--base", "sft", "--space", "nowhere.yaml"), "nowhere.yaml"),
+        ((*TUNE, "--base", "script", "--space", "nowhere.yaml"), "nowhere.yaml"),
+        ((*TUNE, "--base", "xxx", "--space", "space.yaml"), "'sft', 'supervised', 'dpo', 'script'"),
+        ((*TUNE, "--base", "sft", "--space", "space.yaml"), "--model"),
+        ((*SFT, "--data", "file-known", "--result", "gguf"), "'adapter', 'merged'"),
     ],
 )
 async def test_bad_usage_is_told(run: Run, arguments: tuple[str, ...], words: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.askers import Asker
-from tests.parity import House, asked, open_house, refused
+from tests.parity import House, asked, open_house, refusal, refused
 
 
 @pytest.fixture
@@ -53,11 +53,18 @@ async def test_a_job_asked_for_twice_is_one_alike(house: House) -> None:
 async def test_jobs_are_refused_alike(house: House) -> None:
     for ask in (
         lambda asker: asker.submit({"type": "reinforcement"}),
-        lambda asker: asker.submit({"type": "dpo", "priority": 0}),
-        lambda asker: asker.submit({"type": "dpo", "memory": "lots"}),
+        lambda asker: asker.submit({"type": "script", "priority": 0}),
+        lambda asker: asker.submit({"type": "script", "memory": "lots"}),
         lambda asker: asker.jobs(status="bored"),
     ):
         assert await refused(house, ask) == "invalid_request"
     for verb in ("", "pause", "resume", "cancel"):
         assert await refused(house, lambda asker: asker.job("job-none", verb)) == "not_found"  # noqa: B023
     assert await refused(house, lambda asker: asker.job_events("job-none")) == "not_found"
+
+
+async def test_who_chose_what_there_is_not_is_told_what_there_is_everywhere(house: House) -> None:
+    for asker in house.askers:
+        code, words, _ = await refusal(asker.submit({"type": "sft", "name": "new", "result": "gguf"}))
+        assert code == "invalid_request"
+        assert words.endswith("`$.result`; there are adapter, merged")

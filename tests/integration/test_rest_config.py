@@ -62,6 +62,7 @@ async def test_what_is_refused_says_why(rest_stack: RestStack) -> None:
         ("resources: {" + "# " * 600_000 + "}", "a configuration has at most"),
         ("- a list", "must be a mapping of sections"),
         ("resources: [", "not YAML"),
+        ("devices:\n- id: cpu\n  kind: host\n  id: b\n", "moc.yaml:4: devices[0].id is there twice (first on line 2)"),
         ("resources: {eviction: lru}\nresources: {}", "moc.yaml:2: resources is there twice (first on line 1)"),
     ],
 )

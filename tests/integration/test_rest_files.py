@@ -57,6 +57,7 @@ async def test_a_file_is_kept_shown_read_and_deleted(stack: RestStack, http: htt
         "object": "file",
         "bytes": len(ROWS),
         "created_at": added["created_at"],
+        "expires_at": None,
         "filename": "rows.jsonl",
         "purpose": "fine-tune",
         "sha256": hashlib.sha256(ROWS).hexdigest(),
@@ -155,10 +156,30 @@ def test_nothing_may_follow_a_form() -> None:
         form.feed(b"and more")
 
 
-async def test_an_expiry_is_refused(http: httpx.AsyncClient) -> None:
-    fields = {"purpose": "evals", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
-    refused = await http.post("/v1/files", data=fields, files={"file": ("a", b"a")})
-    assert (refused.status_code, refused.json()["error"]["param"]) == (501, "expires_after")
+async def test_a_file_may_be_kept_for_a_while(http: httpx.AsyncClient) -> None:
+    data = {"purpose": "evals", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+    added = (await http.post("/v1/files", data=data, files={"file": ("a", b"a")})).json()
+    assert added["expires_at"] - added["created_at"] == 3600
+    assert (await http.get(f"/v1/files/{added['id']}")).json() == added
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"anchor": "created_at", "seconds": "3599"},
+        {"anchor": "created_at", "seconds": "2592001"},
+        {"anchor": "created_at", "seconds": "an hour"},
+        {"anchor": "last_active_at", "seconds": "3600"},
+        {"seconds": "3600"},
+        {"anchor": "created_at"},
+        {"anchor": "created_at", "seconds": "3600", "days": "1"},
+    ],
+)
+async def test_an_expiry_that_cannot_be_is_refused(http: httpx.AsyncClient, fields: dict[str, str]) -> None:
+    data = {"purpose": "evals", **{f"expires_after[{name}]": value for name, value in fields.items()}}
+    refused = await http.post("/v1/files", data=data, files={"file": ("a", b"a")})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "expires_after")
+    assert "3600 to 2592000 seconds" in refused.json()["error"]["message"]
 
 
 async def test_who_leaves_in_the_middle_leaves_nothing(stack: RestStack) -> None:
@@ -211,7 +232,7 @@ async def test_a_key_for_some_models_has_no_job_read_what_others_added(
     program, _ = await stack.keys.create(
         KeyTerms(role=Role.OPERATOR, models=("mine",), on_behalf_of=key.id), actor="job-1"
     )
-    sft = {"type": "sft", "model": "mine"}
+    sft = {"type": "sft", "model": "mine", "name": "mine"}
     tune = {"type": "tune", "model": "mine"}
 
     async def asked(secret: str, body: dict[str, Any]) -> int:

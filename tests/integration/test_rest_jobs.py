@@ -124,11 +124,14 @@ async def test_a_job_that_is_asked_for_twice_is_one(rest_client: httpx.AsyncClie
     [
         ({"type": "reinforcement"}, "known are supervised, dpo, evaluate, tune, script"),
         ({"type": "sft", "sead": 1}, "sead"),
-        ({"type": "sft", "priority": 11}, "1 (highest) to 10"),
-        ({"type": "sft", "memory": "1GiB", "memory_bytes": 1}, "either"),
-        ({"type": "sft", "memory": "lots"}, "lots"),
+        ({"type": "sft", "result": "gguf"}, "`$.result`; there are adapter, merged"),
+        ({"type": "script", "priority": 11}, "1 (highest) to 10"),
+        ({"type": "script", "memory": "1GiB", "memory_bytes": 1}, "either"),
+        ({"type": "script", "memory": "lots"}, "lots"),
         ({"type": "sft", "name": "n" * 201}, "longer"),
-        ({"type": "sft", "metadata": {str(n): "" for n in range(17)}}, "metadata"),
+        ({"type": "sft", "model": "smollm2"}, "needs a `name`"),
+        ({"type": "dpo", "name": ""}, "needs a `name`"),
+        ({"type": "script", "metadata": {str(n): "" for n in range(17)}}, "metadata"),
         ({"type": "sft", "parent": "job-none"}, "job-none"),
     ],
 )
@@ -242,9 +245,26 @@ async def test_a_training_as_openai_has_it(rest_stack: RestStack, rest_client: h
     assert done["finished_at"] >= done["created_at"]
 
 
+async def test_what_a_training_is_done_with_is_shown_once_its_files_are_read(
+    rest_stack: RestStack, rest_client: httpx.AsyncClient
+) -> None:
+    used = {"epochs": 3.0, "batch_size": 4, "learning_rate_multiplier": 1.0, "learning_rate": 2e-4}
+    rest_stack.kind.task = {"hyperparameters": used}
+    job = (await rest_client.post(TUNING, json={**FINE_TUNING, "method": None, "suffix": None})).json()
+    assert job["hyperparameters"]["n_epochs"] == "auto"
+    (await rest_stack.programs.started()).end(0)
+    assert (await rest_stack.jobs.wait(job["id"])).state is JobState.SUCCEEDED
+    done = (await rest_client.get(f"{TUNING}/{job['id']}")).json()
+    openai = {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 1.0}
+    assert (done["hyperparameters"], done["fine_tuned_model"]) == (openai, "ft-smollm2@1")
+    assert done["method"]["supervised"]["hyperparameters"] == {**openai, "learning_rate": 2e-4}
+    assert (await rest_client.get(f"{JOBS}/{job['id']}")).json()["hyperparameters"] == used
+
+
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
+        ({"hyperparameters": {"n_epochs": 1}}, "method.dpo.hyperparameters.n_epochs"),
         ({"method": {"type": "dpo", "supervised": {}}}, "method.supervised"),
         ({"method": {"type": "dpo", "dpo": []}}, "method.dpo"),
         ({"method": {"type": "dpo", "dpo": {"beta": 1}}}, "method.dpo.beta"),
@@ -267,8 +287,9 @@ async def test_only_trainings_are_fine_tuning_jobs_and_pages_begin_at_what_is_th
         assert (await rest_client.post(f"{TUNING}/{other}/{verb}")).status_code == 404
     assert (await rest_client.get(f"{TUNING}/{other}/events")).status_code == 404
     mine = (await rest_client.post(TUNING, json=FINE_TUNING)).json()["id"]
-    for path in (TUNING, f"{TUNING}/{mine}/events", f"{TUNING}/{mine}/checkpoints", "/v1/files"):
-        assert (await rest_client.get(path, params={"after": "gone.1"})).status_code == 404
+    for path in (TUNING, f"{TUNING}/{mine}/events", f"{TUNING}/{mine}/checkpoints", "/v1/files", JOBS):
+        refused = await rest_client.get(path, params={"after": "gone.1"})
+        assert (refused.status_code, "names none that is here" in refused.text) == (404, True)
 
 
 async def test_events_come_newest_first_in_pages(rest_stack: RestStack, rest_client: httpx.AsyncClient) -> None:

@@ -57,6 +57,13 @@ LINEAGE = {
     "method": "lora", "hyperparameters": {}, "seed": 7, "code_version": "0.1.0", "metrics": {"train_loss": 0.25},
     "trained_tokens": 1234, "licence": "",
 }  # fmt: skip
+EVALUATION: dict[str, Any] = {
+    "id": "job-1", "model": "echo@2", "suite": "sums", "suite_digest": "", "status": "failed", "message": "no items",
+    "waits_for": "", "done": 0, "total": 0, "score": None, "tasks": {}, "digests": [], "warnings": [],
+    "created_at": "2026-01-01T00:00:00Z", "created_by_name": "me", "finished_at": "2026-01-01T00:00:01Z",
+    "metadata": {},
+}  # fmt: skip
+LOG = "\r 1%|x\r99%|x\r\n\x1b[31mred\x9b\n"
 EVENTS: list[dict[str, Any]] = [
     {
         "id": number, "at": "2026-01-01T00:00:00Z", "kind": "model.ready", "subject": f"echo@{number}", "reason": "",
@@ -133,6 +140,10 @@ class StandIn:
                 return JSONResponse({"devices": [DEVICE], "next": None})
             case ["api", "v1", "devices", "cuda:0/mig:1"]:
                 return JSONResponse({**DEVICE, **(json.loads(body) if body else {})})
+            case ["api", "v1", "evaluations", *_]:
+                return JSONResponse(EVALUATION)
+            case ["api", "v1", "jobs", _, "logs"]:
+                return JSONResponse({"log": LOG})
             case ["api", "v1", "events"]:
                 return self._events(request)
             case ["api", "v1", "system"]:
@@ -182,6 +193,8 @@ class StandIn:
             page = found[: min(2, int(request.query_params["limit"]))]
             following = page[-1]["id"] if len(page) < len(found) else None
             return JSONResponse({"events": page, "next": following})
+        if not found:
+            return JSONResponse(REFUSALS["native"][1], REFUSALS["native"][0])
 
         async def stream() -> AsyncIterator[bytes]:
             yield b": keep-alive\n\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 
 import moc
 from moc.cli.main import main
-from tests.unit.stand_in import KEY, StandIn, running
+from moc.cli.serve import program_of
+from tests.unit.stand_in import KEY, LOG, StandIn, running
 
 Run = Callable[..., "Ran"]
 
@@ -289,10 +291,10 @@ def test_events_tells_the_latest_or_those_behind_an_id(run: Run) -> None:
     assert run("events", "--limit", "1").lines()[0][1:] == ["model.ready", "echo@5", "load_s=0.5"]
 
 
-def test_events_follow_prints_lines_until_the_coordinator_ends(run: Run) -> None:
+def test_events_follow_prints_lines_until_it_is_refused(run: Run) -> None:
     ran = run("events", "--follow", "--after", "3", "--json")
     assert [json.loads(line)["id"] for line in ran.out.splitlines()] == [4, 5]
-    assert ran.code == 3
+    assert (ran.code, "native no" in ran.err) == (1, True)
 
 
 def test_chat_streams_and_takes_a_file(run: Run, stand_in: StandIn, tmp_path: Path) -> None:
@@ -374,6 +376,30 @@ def test_keys_show_prints_the_key_and_only_that(run: Run, tmp_path: Path) -> Non
     (tmp_path / "data" / "admin.key").write_text("moc_secret\n")
     assert run("keys", "show").out == "moc_secret\n"
     assert run("keys", "show", "--data-dir", str(tmp_path / "data")).out == "moc_secret\n"
+
+
+def test_logs_are_as_they_are_in_a_pipe(stand_in: StandIn) -> None:
+    ran = subprocess.run([sys.executable, "-m", "moc", "jobs", "logs", "job-1"], capture_output=True, check=True)
+    assert ran.stdout.decode() == LOG
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_an_evaluation_that_has_failed_already_fails_its_command(
+    run: Run, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("name: a\ntasks: [{name: a, type: perplexity, items: [{text: b}]}]\n")
+    ran = run("evaluate", "run", "--model", "echo", "--suite", str(suite), *options)
+    assert (ran.code, "no items" in ran.out) == (1, True)
+
+
+def test_how_to_type_the_command_is_told_as_it_was_started(tmp_path: Path) -> None:
+    ran = subprocess.run([sys.executable, "-m", "moc", "--version"], capture_output=True, text=True, check=True)
+    started = program_of(str(Path(moc.__file__).with_name("__main__.py")), tmp_path)
+    assert started == f"{shlex.quote(sys.executable)} -m moc --data-dir {shlex.quote(str(tmp_path))}"
+    words = [*shlex.split(started), "--version"]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == ran.stdout
+    assert program_of("/a b/moc", tmp_path).startswith("'/a b/moc' --data-dir ")
 
 
 def test_a_closed_pipe_is_no_traceback(stand_in: StandIn) -> None:

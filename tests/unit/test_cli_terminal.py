@@ -144,6 +144,13 @@ def test_a_model_cannot_drive_the_terminal(stand_in: StandIn) -> None:
 
 
 @pytest.mark.timeout(TIMEOUT_S)
+def test_what_a_program_wrote_is_shown_and_drives_nothing(stand_in: StandIn) -> None:
+    with Terminal("jobs", "logs", "job-1") as terminal:
+        code, seen = terminal.end()
+    assert (code, seen.replace("\r\n", "\n")) == (0, "\n 1%|x\n99%|x\n^[[31mred\\x9b\n")
+
+
+@pytest.mark.timeout(TIMEOUT_S)
 def test_tables_have_colours_and_removing_asks_first(stand_in: StandIn) -> None:
     with Terminal("models", "list") as terminal:
         code, seen = terminal.end()

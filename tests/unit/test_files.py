@@ -2,13 +2,15 @@
 
 import errno
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from moc.kernel.clock import SystemClock
-from moc.kernel.errors import Internal, InvalidRequest, MocError, NoCapacity, NotFound, TooLarge
+from moc.kernel.errors import Internal, InvalidRequest, NoCapacity, NotFound, StoreUnavailable, TooLarge
+from moc.kernel.events import Event
+from moc.kernel.records import Op
 from moc.learning.disk import DiskQuota
 from moc.learning.files import File, Files, Incoming, Purpose, disk_errors
 from moc.store.memory import MemoryStore
@@ -131,22 +133,48 @@ async def test_a_start_deletes_what_an_earlier_life_left_half_done(
     incoming = await files.receive()
     await incoming.write(b"half")
     (tmp_path / "files" / "file-without-record").write_text("renamed, but not recorded")
+    others = ("lost+found", "file-folder", ".new-folder")
+    for name in others:
+        (tmp_path / "files" / name).mkdir()
+    (tmp_path / "files" / "notes.txt").write_text("mine")
     (tmp_path / "files" / lost.id).unlink()
     again = made(store, tmp_path)
     await again.start()
     await incoming.discard()
-    assert names(tmp_path) == [kept.id]
+    assert sorted(names(tmp_path)) == sorted([kept.id, *others, "notes.txt"])
     with pytest.raises(NotFound, match="gone from the disk"):
         again.path(lost.id)
     await again.remove(lost.id, actor="me")
     assert again.all() == [kept]
 
 
-async def test_a_store_that_fails_leaves_no_file(files: Files, store: MemoryStore, tmp_path: Path) -> None:
-    await store.stop()
-    with pytest.raises(MocError):
+class Forgetful(MemoryStore):
+    """Answers no commit while it is `mute`; those it `makes` are made nevertheless."""
+
+    mute, makes = False, False
+
+    async def commit(self, ops: Sequence[Op], events: Sequence[Event] = ()) -> int:
+        if not self.mute:
+            return await super().commit(ops, events)
+        if self.makes:
+            await super().commit(ops, events)
+        raise StoreUnavailable("no answer")
+
+
+@pytest.mark.parametrize("makes", [True, False])
+async def test_a_store_that_fails_leaves_the_file_to_the_next_start(tmp_path: Path, makes: bool) -> None:
+    store = Forgetful()
+    await store.start()
+    files, again = made(store, tmp_path), made(store, tmp_path)
+    await files.start()
+    store.mute, store.makes = True, makes
+    with pytest.raises(StoreUnavailable):
         await add(files)
-    assert (files.all(), names(tmp_path)) == ([], [])
+    assert (files.all(), len(names(tmp_path))) == ([], 1)
+    store.mute = False
+    await again.start()
+    assert [file.id for file in again.all()] == names(tmp_path)
+    assert [again.path(file.id).read_bytes() for file in again.all()] == [b"one\ntwo\n"] * makes
 
 
 def test_a_full_disk_is_told_as_one() -> None:

@@ -39,9 +39,11 @@ def test_what_is_given_stays_and_auto_is_the_default() -> None:
     assert found["learning_rate"] == 5e-4
 
 
-def test_to_complete_again_changes_nothing() -> None:
+def test_to_complete_or_resolve_again_changes_nothing() -> None:
     once = complete(DPO, {"beta": 0.5, "lora_targets": ["q_proj"]})
     assert complete(DPO, once) == once
+    found = resolved(DPO, once, 10**8)
+    assert resolved(DPO, found, 10**10) == found
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,24 @@ def test_openai_names_its_own_way() -> None:
     method = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": "auto", "lora_rank": 4}}}
     assert from_openai(method, None) == (DPO, {"beta": 0.2, "epochs": "auto", "lora_rank": 4})
     assert from_openai({"type": "supervised"}, None) == (SFT, {})
+
+
+def test_names_of_openais_stand_wherever_ours_may() -> None:
+    assert complete(SFT, {"n_epochs": 2})["epochs"] == 2.0
+    assert complete(SFT, {"n_epochs": 2, "epochs": AUTO})["epochs"] == 2.0
+    assert complete(SFT, {"epochs": 2, "n_epochs": 2.0}) == complete(SFT, {"epochs": 2})
+    with pytest.raises(InvalidRequest, match="`n_epochs` and `epochs` are one hyperparameter and differ"):
+        complete(SFT, {"n_epochs": 1, "epochs": 2})
+
+
+def test_one_hyperparameter_is_not_two_things() -> None:
+    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": AUTO}}}
+    assert from_openai(method, {"n_epochs": 2, "batch_size": 4}) == (SFT, {"epochs": 2, "batch_size": 4})
+    for legacy in ({"n_epochs": 1}, {"epochs": 1}):
+        with pytest.raises(InvalidRequest) as refused:
+            from_openai(method, legacy)
+        for place in (f"hyperparameters.{next(iter(legacy))}", "method.supervised.hyperparameters.n_epochs"):
+            assert f"`{place}`" in refused.value.message
 
 
 def test_reinforcement_is_refused_naming_what_there_is() -> None:

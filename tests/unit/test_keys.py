@@ -330,6 +330,18 @@ async def test_when_a_key_was_last_used_outlives_the_process(door: Door, tmp_pat
     await later.ring.stop()
 
 
+async def test_a_key_that_nobody_asks_after_is_closed_and_forgotten(door: Door) -> None:
+    token, key = await door.make()
+    door.who(token)
+    await door.ring.flush()
+    for _ in range(2):
+        await door.ring.forget(key.id, actor="job-1")
+    with pytest.raises(Unauthenticated):
+        door.who(token)
+    assert [record.key for record in await door.store.list("") if key.id in record.key] == []
+    assert (await kinds(door.store))[1:] == [("key.created", "test"), ("key.revoked", "job-1")]
+
+
 async def test_keys_that_ended_long_ago_are_forgotten(door: Door) -> None:
     token, key = await door.make()
     door.who(token)

@@ -34,6 +34,8 @@ WRONG: list[tuple[Any, str]] = [
     ({"lr": {"choices": [[1]]}}, "each of its `choices`"),
     ({"lr": {"choices": [float("nan")]}}, "each of its `choices`"),
     ({"lr": {"choices": [1, 1]}}, "not all different"),
+    ({"lr": {"choices": [0.001, "1e-3"]}}, "not all different"),
+    ({"lr": {"choices": ["1e400"]}}, "each of its `choices`"),
 ]
 
 
@@ -42,6 +44,11 @@ def test_what_is_wrong_is_said(document: Any, message: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         read_space(document)
     assert message in refused.value.message
+
+
+def test_choices_that_yaml_takes_for_texts_are_numbers() -> None:
+    given = ["1e-3", "1.5e3", "-.5E2", "1e-3x", "7", "e5"]
+    assert read_space({"lr": {"choices": given}}) == {"lr": Choices((0.001, 1500.0, -50.0, "1e-3x", "7", "e5"))}
 
 
 def test_a_space_is_read() -> None:

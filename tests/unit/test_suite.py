@@ -41,12 +41,12 @@ def test_items_of_a_file_come_after_those_of_the_suite(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b'{"prompt": "a", "expcted": "b"}', "line 1 .*did you mean `expected`"),
-        (b'\n{"prompt": "a"', "line 2 .*no JSON"),
-        (b'{"prompt": "\xff", "expected": "b"}', "line 1 .*no JSON"),
+        (b'{"prompt": "a", "expcted": "b"}', "^data:1: the task t0: .*did you mean `expected`"),
+        (b'\n{"prompt": "a"', "^data:2: .*no JSON"),
+        (b'{"prompt": "\xff", "expected": "b"}', "^data:1: .*no JSON"),
         (b'{"id": "0", "prompt": "a", "expected": "b"}', "same id"),
         (b'{"prompt": "a", "expected": []}', "names nothing"),
-        (b"1", "line 1"),
+        (b"1", "^data:1: "),
         (b'{"prompt": "' + b"a" * 2**20 + b'"}', "at most"),
     ],
 )
@@ -64,8 +64,12 @@ def test_a_wrong_line_is_named(tmp_path: Path, content: bytes, told: str) -> Non
         ({"name": "s", "taskz": []}, "did you mean `tasks`"),
         (suite(), "tasks"),
         (suite(exact(ignored=["case"])), r"tasks\[0\]: .*did you mean `ignore`"),
-        (suite(exact(ignore=["colour"])), r"tasks\[0\].ignore"),
+        (suite(exact(ignore=["Case"])), r"tasks\[0\].ignore\[0\]: .*there are case, punctuation, whitespace"),
         (suite({"type": "exactly"}), "there are exact_match, contains"),
+        (
+            suite({"type": "json_schema", "schema": {"items": {"type": "objekt"}}, "items": [{"prompt": "a"}]}),
+            r"tasks\[0\].schema.items.type: is not a JSON schema: 'objekt' is not one of \['array'.*'string'\]",
+        ),
         (suite(exact(items=[])), "neither `items` nor `data`"),
         (suite(exact(items=[{"prompt": "a"}])), r"tasks\[0\].items\[0\]: .*`expected`"),
         (suite(exact(name="same"), exact(name="same")), "same name"),
@@ -120,6 +124,42 @@ def test_a_file_with_an_error_is_told_of_by_its_line(tmp_path: Path) -> None:
     path.write_text("name: s\ntasks:\n  - {name: t, type: perplexity, data: /etc/hostname}\n")
     with pytest.raises(InvalidRequest, match="does not lie below its folder"):
         suite_document(path, None, False)  # type: ignore[arg-type]
+    path.write_text("name: s\ntasks:\n  - name: t\n    type: exact_match\n    name: u\n")
+    with pytest.raises(InvalidRequest, match=r"eval.yaml:5: tasks\[0\].name is there twice \(first on line 3\)"):
+        suite_document(path, None, False)  # type: ignore[arg-type]
+    path.write_text("name: s\ntasks:\n- type: json_schema\n  name: t\n  items: [prompt: a]\n  schema: {type: x}")
+    with pytest.raises(InvalidRequest, match=r"eval.yaml:6: tasks\[0\].schema.type: is not a JSON schema: "):
+        suite_document(path, None, False)  # type: ignore[arg-type]
+    path.write_text("name: s\ntasks:\n  - {name: t, type: harness, config: h.yaml, data: h.yaml}\n")
+    (tmp_path / "h.yaml").write_text("task: a\ntask: b\n")
+    with pytest.raises(InvalidRequest, match=r"h.yaml:2: task is there twice"):
+        suite_document(path, None, False)  # type: ignore[arg-type]
     path.write_text("name: [")
     with pytest.raises(InvalidRequest, match="not YAML"):
         suite_document(path, None, False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"type": "contains", "items": [{"prompt": "?", "expected": ""}]},
+        {"type": "contains", "ignore": ["punctuation"], "items": [{"prompt": "?", "expected": ["a", "?"]}]},
+        {"type": "regex", "items": [{"prompt": "?", "expected": ""}]},
+    ],
+)
+def test_what_every_answer_would_be_right_by_is_refused(task: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match=r"tasks\[0\].items\[0\]: an `expected` says nothing"):
+        Suite.parse(suite(task))
+
+
+def test_an_answer_that_says_nothing_may_be_the_right_one() -> None:
+    nothing = {"prompt": "?", "expected": ""}
+    Suite.parse(suite(exact(items=[nothing]), {"type": "regex", "whole": True, "items": [nothing]}))
+
+
+@pytest.mark.parametrize("kwargs", [{"top_k": 5}, {"untill": ["."]}, ["until"]])
+def test_generation_that_is_not_taken_of_a_harness_task_is_refused(kwargs: Any) -> None:
+    config = {"output_type": "generate_until", "generation_kwargs": kwargs}
+    task = {"type": "harness", "data": {"file": "file-1"}, "config": config}
+    with pytest.raises(InvalidRequest, match=r"tasks\[0\].config.generation_kwargs: "):
+        Suite.parse(suite(task))

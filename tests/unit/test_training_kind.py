@@ -118,6 +118,7 @@ async def test_all_weights_end_in_a_merged_model(place: Place) -> None:
         ({"validation_file": "file_x"}, "there is no file 'file_x'"),
         ({"hyperparameters": {"epoch": 1}}, "did you mean 'epochs'"),
         ({"model": "tinny"}, "there is no model 'tinny'"),
+        ({"model": ""}, "a training needs a `model` to start from"),
         ({"hyperparameters": {"early_stopping_patience": 2}}, "needs something to validate with"),
         ({"hyperparameters": {"eval_steps": 2}}, "needs something to validate with"),
         ({"hyperparameters": {"method": "full", "lora_rank": 8}}, "'lora_rank' does nothing with method=full"),
@@ -227,3 +228,11 @@ async def test_without_a_name_it_is_registered_when_it_is_published(place: Place
     assert place.models.registered[0].data_digest == prepared.data_digest
     with pytest.raises(InvalidRequest, match="may be called that"):
         await training.publish(replace(job, outcome=outcome), tmp_path, "no name")
+
+
+async def test_the_longest_row_of_both_files_is_known(place: Place, tmp_path: Path) -> None:
+    short = await place.spec()
+    long = await place.file(CHAT.replace(b"Hello", b"Hello " * 100))
+    alone = await place.training().prepare(await place.job(short), tmp_path)
+    both = await place.training().prepare(await place.job(replace(short, validation_file=long.id)), tmp_path)
+    assert len(CHAT) <= alone.longest < 400 < both.longest

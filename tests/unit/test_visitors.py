@@ -64,12 +64,31 @@ async def test_one_attempt_has_a_key_at_a_time_and_none_has_one_at_the_end(tmp_p
     def states() -> list[KeyState]:
         return sorted(key.state(SystemClock().wall()) for key in keys.all() if key.created_by == "job-1")
 
-    assert states() == [KeyState.ACTIVE, KeyState.REVOKED]
+    assert states() == [KeyState.ACTIVE]
     await visitors.dismiss(replace(job(ANYONE.key_id), id="job-2"))
     assert KeyState.ACTIVE in states()
     await visitors.dismiss(job(ANYONE.key_id))
     await visitors.dismiss(job(ANYONE.key_id))
-    assert states() == [KeyState.REVOKED, KeyState.REVOKED]
+    assert states() == []
+    await keys.stop()
+
+
+async def test_keys_of_jobs_that_are_over_take_no_room(tmp_path: Path) -> None:
+    keys, visitors = await made(tmp_path)
+    environment = await visitors.admit(job(ANYONE.key_id), tmp_path)
+    authenticator = Authenticator(keys=keys, clock=SystemClock())
+    token = (await asyncio.to_thread(Path(environment["MOC_API_KEY_FILE"]).read_text)).strip()
+    identity = authenticator.identify(token)
+    await keys.flush()
+    await visitors.dismiss(job(ANYONE.key_id))
+    assert [key.name for key in keys.all()] == ["admin"]
+    with pytest.raises(Unauthenticated):
+        authenticator.identify(token)
+    with pytest.raises(Unauthenticated):
+        identity.quota.check()
+    await keys.stop()
+    await keys.start()
+    assert [key.name for key in keys.all()] == ["admin"]
     await keys.stop()
 
 

@@ -18,6 +18,7 @@ from moc.kernel.errors import NotFound
 from moc.kernel.units import Bytes
 from moc.learning.disk import DiskQuota
 from moc.learning.evaluation import Evaluation
+from moc.learning.expiry import Expiry
 from moc.learning.files import Files
 from moc.learning.governor import Governor
 from moc.learning.job import TRAINING, JobType
@@ -76,9 +77,8 @@ class Learning:
             orphan_grace_s=config.settings.workers.orphan_grace_s, grace_s=settings.grace_s, threads=settings.threads
         )
         self.files = Files(store=store, folder=files, clock=clock, take=self._disk.take)
-        self.registry = ModelRegistry(
-            catalogue=catalogue, aliases=aliases, manager=manager, results=parts.results(config)
-        )
+        results = parts.results(config)
+        self.registry = ModelRegistry(catalogue=catalogue, aliases=aliases, manager=manager, results=results)
         self.jobs = Jobs(
             store=store,
             seat=seat,
@@ -102,7 +102,8 @@ class Learning:
             clock=clock,
             on_share=on_share,
         )
-        self._stack = Stack([self.files, self.jobs, self._throttle])
+        expiry = Expiry(files=self.files, jobs=self.jobs, seat=seat, clock=clock)
+        self._stack = Stack([self.files, self.jobs, expiry, self._throttle])
 
     async def start(self) -> None:
         """Begin with what was not over."""

@@ -72,20 +72,30 @@ def check_data(
 def split_data(
     file: FileArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the two files go.")],
-    share: Annotated[float, typer.Option("--share", metavar="PERCENT", min=0.1, max=90, help="For validation.")] = 10,
+    share: Annotated[
+        float, typer.Option("--share", metavar="PERCENT", max=90, help="How many of 100 rows are for validation.")
+    ] = 10,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another one, another split.")] = 0,
     format_name: FormatOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the two files if they are there.")] = False,
 ) -> None:
     """Part rows into train.jsonl and valid.jsonl; rows that ask the same stay together."""
     from moc.learning.dataset import split
     from moc.learning.rows import Row, rows
 
+    if not share >= 1:
+        raise typer.BadParameter(f"{share:g} is less than 1 %; give percent, such as 10", param_hint="--share")
     _read(file, _format(format_name)).check(str(file))
+    targets = [output / "train.jsonl", output / "valid.jsonl"]
+    for target in targets:
+        _check_target(target, file, force)
     found = [row for row in rows(file, _format(format_name)) if isinstance(row, Row)]
-    output.mkdir(parents=True, exist_ok=True)
-    for name, part in zip(("train.jsonl", "valid.jsonl"), split(found, share / 100, seed), strict=True):
-        _write(output / name, part)
-        screen.line(f"{output / name}: {len(part)} rows")
+    parts = split(found, share / 100, seed)
+    if not all(parts):
+        raise InvalidRequest(f"{file} cannot be parted: it has {_asking(found)}, and nothing is left to validate with")
+    for target, part in zip(targets, parts, strict=True):
+        _write(target, part)
+        screen.line(f"{target}: {len(part)} rows")
 
 
 def _format(name: str | None) -> "Format | None":
@@ -105,10 +115,25 @@ def _read(path: Path, wanted: "Format | None") -> "Report":
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from None
 
 
+def _check_target(target: Path, source: Path, force: bool) -> None:
+    """InvalidRequest when what is there already would be lost."""
+    if not target.exists():
+        return
+    if target.samefile(source):
+        raise InvalidRequest(f"{target} would replace the rows that are parted; give another folder to --output")
+    if not force:
+        raise InvalidRequest(f"{target} is there already; give --force to replace it, or another folder to --output")
+
+
+def _asking(found: "Sequence[Row]") -> str:
+    return "one row" if len(found) == 1 else f"{len(found)} rows that all ask the same"
+
+
 def _write(path: Path, part: "Sequence[Row]") -> None:
     import msgspec
 
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"".join(msgspec.json.encode(row.value) + b"\n" for row in part))
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be written: {error.strerror}") from None
@@ -215,7 +240,8 @@ def _tell(path: Path, report: "Report", counts: list[int] | None, max_length: in
     ]
     _tell_lines("repeat", repeats, report.repeat_count)
     if counts is not None and max_length is not None and (many := _too_long(counts, max_length)):
-        screen.line(f"hint: {many} of {len(counts)} rows have more than {max_length} tokens, and would be cut")
+        done = "learned in parts" if report.format == "text" else "cut"
+        screen.line(f"hint: {many} of {len(counts)} rows have more than {max_length} tokens, and would be {done}")
     for hint in report.hints:
         screen.line(f"hint: {hint}")
 

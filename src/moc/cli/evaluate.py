@@ -10,6 +10,7 @@ from moc.cli import screen
 from moc.cli.session import JsonOption, Session, connected
 from moc.cli.uploads import Uploads
 from moc.client.evaluation_views import EvaluationView, TaskComparisonView, TaskScoreView
+from moc.client.job_views import UNDONE
 from moc.kernel.errors import InvalidRequest
 
 app = typer.Typer(
@@ -20,7 +21,6 @@ EvaluationArgument = Annotated[str, typer.Argument(metavar="ID", help="The id of
 OutsideOption = Annotated[
     bool, typer.Option("--allow-outside", help="Send files that do not lie below the suite's folder, too.")
 ]
-_SHOWN_MAX = 60
 
 
 @app.command("run")
@@ -45,7 +45,7 @@ def run_evaluation(
             client.jobs.wait(evaluation["id"])
             evaluation = client.evaluations.show(evaluation["id"])
     _show(evaluation, as_json)
-    if waited and evaluation["status"] != "succeeded":
+    if evaluation["status"] in UNDONE:
         raise typer.Exit(1)
 
 
@@ -134,22 +134,20 @@ def compare_evaluations(
 
 def suite_document(path: Path, uploads: Uploads, allow_outside: bool) -> dict[str, Any]:
     """What the suite at `path` says, the files it names uploaded; InvalidRequest with the line of what is wrong."""
-    import yaml
+    from moc.kernel import yaml_text
+    from moc.learning.suite import Suite, check_items
 
-    from moc.learning.suite import Suite
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the suite {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise InvalidRequest(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    text = _text(path)
+    document = yaml_text.load(text, str(path))
     files = _files(document, path, allow_outside)
     try:
-        Suite.parse(document)
+        suite = Suite.parse(document)
     except InvalidRequest as error:
         raise InvalidRequest(f"{path}:{_line(text, error.details['place'])}: {error.message}") from None
+    try:
+        check_items(suite, {name: Path(name) for name in files}, {name: name for name in files})
+    except OSError as error:
+        raise InvalidRequest(f"{error.filename} cannot be read: {error.strerror}") from None
     for name in files:
         screen.note(f"sending {name}")
     sent = {name: uploads.add(Path(name), purpose="evals") for name in files}
@@ -159,19 +157,25 @@ def suite_document(path: Path, uploads: Uploads, allow_outside: bool) -> dict[st
     return dict(document)
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{path} cannot be read: it is not UTF-8 text") from None
+
+
 def _files(document: Any, path: Path, allow_outside: bool) -> Sequence[str]:
     """The files that tasks have their items in, once each; tasks of the harness get what their own file says."""
-    import yaml
+    from moc.kernel import yaml_text
 
     found: dict[str, None] = {}
     tasks = document.get("tasks") if isinstance(document, dict) else None
     for task in [task for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []:
         if isinstance(task.get("config"), str):
             config = _beside(path, task["config"], allow_outside)
-            try:
-                task["config"] = yaml.safe_load(config.read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-                raise InvalidRequest(f"{config} cannot be read: {' '.join(str(error).split())}") from None
+            task["config"] = yaml_text.load(_text(config), str(config))
         if isinstance(task.get("data"), str):
             data = _beside(path, task["data"], allow_outside)
             if not data.is_file():
@@ -215,6 +219,7 @@ def _show(evaluation: EvaluationView, as_json: bool) -> None:
             ("model", evaluation["model"]),
             ("suite", evaluation["suite"]),
             ("status", evaluation["status"]),
+            ("waits for", evaluation["waits_for"]),
             ("message", evaluation["message"]),
             ("warnings", "; ".join(evaluation["warnings"])),
             ("items", f"{evaluation['done']}/{evaluation['total']}" if evaluation["total"] else ""),
@@ -229,7 +234,8 @@ def _show(evaluation: EvaluationView, as_json: bool) -> None:
 
 
 def _told(task: TaskScoreView) -> tuple[str, ...]:
-    score, stderr, interval = f"{task['score']:.4g}", f"{task['stderr']:.2g}", _interval(task["ci95"])
+    stderr = "" if task["stderr"] is None else f"{task['stderr']:.2g}"
+    score, interval = f"{task['score']:.4g}", _interval(task["ci95"])
     return task["metric"], score, stderr, interval, str(task["n"]), str(task["errors"])
 
 
@@ -239,10 +245,10 @@ def _compared(task: TaskComparisonView) -> tuple[str, ...]:
     return task["metric"], *numbers, f"{task['p_value']:.3g}", task["test"], str(task["n"]), *alone
 
 
-def _interval(bounds: Sequence[float]) -> str:
-    return f"{bounds[0]:.4g} to {bounds[1]:.4g}"
+def _interval(bounds: Sequence[float] | None) -> str:
+    return "" if bounds is None else f"{bounds[0]:.4g} to {bounds[1]:.4g}"
 
 
 def _short(value: Any) -> str:
     text = "" if value is None else value if isinstance(value, str) else str(value)
-    return text if len(text) <= _SHOWN_MAX else f"{text[: _SHOWN_MAX - 1]}…"
+    return screen.short(text)

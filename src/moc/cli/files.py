@@ -1,7 +1,7 @@
 """`moc files`: what jobs read."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,7 +13,8 @@ from moc.kernel.errors import InvalidRequest
 app = typer.Typer(help="Keep files for jobs to read.", no_args_is_help=True, rich_markup_mode=None)
 
 FileArgument = Annotated[str, typer.Argument(metavar="ID", help="Such as file-01jd….")]
-PurposeOption = Annotated[str, typer.Option("--purpose", metavar="WHAT", help="fine-tune, evals or user_data.")]
+Purpose = Literal["fine-tune", "evals", "user_data"]
+PurposeOption = Annotated[Purpose, typer.Option("--purpose", metavar="WHAT", help="fine-tune, evals or user_data.")]
 
 
 @app.command("add")
@@ -37,7 +38,7 @@ def add_file(
 @connected
 def list_files(
     session: Session,
-    purpose: Annotated[str | None, typer.Option("--purpose", metavar="WHAT", help="Only those for this.")] = None,
+    purpose: Annotated[Purpose | None, typer.Option("--purpose", metavar="WHAT", help="Only those for this.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the files, oldest first."""
@@ -46,7 +47,10 @@ def list_files(
     if as_json:
         screen.json({"files": found, "next": None})
         return
-    rows = [(file["id"], file["filename"], screen.size(file["bytes"]), file["purpose"], _at(file)) for file in found]
+    rows = [
+        (file["id"], screen.short(file["filename"]), screen.size(file["bytes"]), file["purpose"], _at(file))
+        for file in found
+    ]
     screen.table(("id", "name", "size", "purpose", "added"), rows)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import typer
@@ -13,6 +13,7 @@ from moc.cli.evaluate import OutsideOption, suite_document
 from moc.cli.job_screen import finish, follow, show
 from moc.cli.session import JsonOption, Session, connected
 from moc.cli.uploads import Uploads
+from moc.client.job_views import UNDONE
 from moc.kernel.errors import InvalidRequest
 from moc.kernel.units import Bytes
 
@@ -43,7 +44,8 @@ MemoryOption = Annotated[
 DevicesOption = Annotated[str, typer.Option("--devices", metavar="ID", help="A device, or a kind of device.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same result.")]
 ResultOption = Annotated[
-    str, typer.Option("--result", metavar="KIND", help="An `adapter` beside the base, or a `merged` model.")
+    Literal["adapter", "merged"],
+    typer.Option("--result", metavar="KIND", help="An `adapter` beside the base, or a `merged` model."),
 ]
 FollowOption = Annotated[bool, typer.Option("--follow", help="Print what happens to it until it has ended.")]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Return when it has ended.")]
@@ -105,14 +107,21 @@ def submit_evaluate(
 @connected
 def submit_tune(
     session: Session,
-    base: Annotated[str, typer.Option("--base", metavar="TYPE", help="What each trial is: sft, dpo or script.")],
+    base: Annotated[
+        Literal["sft", "supervised", "dpo", "script"],
+        typer.Option("--base", metavar="TYPE", help="What each trial is: sft (or supervised), dpo or script."),
+    ],
     space: Annotated[Path, typer.Option("--space", metavar="FILE", help="What is searched, as YAML.")],
     trials: Annotated[int, typer.Option("--trials", min=1, help="How many are made at most.")] = 12,
     parallel: Annotated[int, typer.Option("--parallel", min=1, help="How many at once.")] = 2,
     metric: Annotated[str | None, typer.Option("--metric", help="What makes a trial good, such as valid_loss.")] = None,
-    direction: Annotated[str | None, typer.Option("--direction", help="`minimize` or `maximize`.")] = None,
+    direction: Annotated[
+        Literal["minimize", "maximize"] | None,
+        typer.Option("--direction", metavar="WAY", help="`minimize` or `maximize`."),
+    ] = None,
     pruner: Annotated[
-        str | None, typer.Option("--pruner", help="`median` ends trials that fall behind; `none`.")
+        Literal["median", "none"] | None,
+        typer.Option("--pruner", metavar="KIND", help="`median` ends trials that fall behind; `none`."),
     ] = None,
     model: Annotated[str, typer.Option("--model", metavar="NAME", help="The model that trials start from.")] = "",
     data: MaybeDataOption = "",
@@ -129,6 +138,8 @@ def submit_tune(
     as_json: JsonOption = False,
 ) -> None:
     """Search for the hyperparameters that make the best model; every trial is a job."""
+    if base != "script" and not model:
+        raise typer.BadParameter("trials of trainings start from a model; name one", param_hint="--model")
     trial = {"model": model, "hyperparameters": pairs(settings), **_terms(priority, memory, devices, seed)}
     if command:
         trial["options"] = _script(command)
@@ -198,8 +209,10 @@ def _tell(client: "Client", job: "JobView", followed: bool, waited: bool, as_jso
     if not (followed or waited):
         if as_json:
             screen.json(job)
-        else:
+        elif job["status"] not in UNDONE:
             screen.line(f"job {job['id']} is {job['status']}; `moc jobs events {job['id']} --follow` shows how it goes")
+        if job["status"] in UNDONE:
+            finish(job)
         return
     if followed:
         screen.note(f"job {job['id']}")
@@ -242,11 +255,11 @@ def _script(command: str) -> dict[str, Any]:
 
 
 def _yaml(path: Path) -> Any:
-    import yaml
+    from moc.kernel import yaml_text
 
     try:
-        return yaml.safe_load(path.read_bytes())
+        return yaml_text.load(path.read_bytes(), str(path))
     except OSError as error:
         raise typer.BadParameter(f"{path} cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise typer.BadParameter(f"{path} is not YAML: {error}") from None
+    except InvalidRequest as error:
+        raise typer.BadParameter(error.message) from None

@@ -44,7 +44,7 @@ def list_jobs(
         (
             job["id"],
             job["type"],
-            job["name"],
+            screen.short(job["name"]),
             job["model"],
             job["status"],
             steps(job),
@@ -108,13 +108,13 @@ def job_logs(
 
     with session.client() as client:
         text = client.jobs.logs(job_id, attempt=attempt, tail_bytes=tail)
-        screen.write(text)
+        _write(text)
         ended = not wanted
         while not ended:
             time.sleep(LOOK_S)
             ended = patiently(partial(client.jobs.show, job_id))["status"] in ENDED
             told, text = text, patiently(partial(client.jobs.logs, job_id, attempt=attempt, tail_bytes=tail))
-            screen.write(_behind(told, text))
+            _write(_behind(told, text))
 
 
 @app.command("checkpoints")
@@ -184,6 +184,10 @@ def _tell(job: JobView, as_json: bool) -> None:
     else:
         wish = f", and is to {job['wish']}" if job["wish"] else ""
         screen.line(f"job {job['id']} is {job['status']}{wish}")
+
+
+def _write(log: str) -> None:
+    screen.write(screen.visible(log) if screen.is_terminal() else log)
 
 
 def _behind(told: str, text: str) -> str:

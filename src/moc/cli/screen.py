@@ -25,6 +25,15 @@ _COLOURS = {
 }
 
 
+SHORT_MAX = 60
+"""How many characters of a long name have a place in a table."""
+
+_CONTROL = {
+    **{chr(code): f"^{chr(code ^ 64)}" for code in (*range(32), 127) if chr(code) not in "\n\t"},
+    **{chr(code): f"\\x{code:02x}" for code in range(128, 160)},
+}
+
+
 def is_terminal() -> bool:
     """Whether what is printed goes to a person."""
     return sys.stdout.isatty()
@@ -33,6 +42,17 @@ def is_terminal() -> bool:
 def printable(text: str) -> str:
     """The text without control characters, which could make a terminal do or hide something."""
     return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
+
+
+def visible(text: str) -> str:
+    """The text with control characters as a person can read them, such as ^[; what overwrites a line begins one."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(_CONTROL.get(character, character) for character in lines)
+
+
+def short(text: str) -> str:
+    """The text, or what of it has a place in a table."""
+    return text if len(text) <= SHORT_MAX else f"{text[: SHORT_MAX - 1]}…"
 
 
 def write(text: str) -> None:

@@ -90,7 +90,7 @@ async def _announce_starter(coordinator: "Coordinator") -> None:
         _say(f"{STARTER_NAME} could not be loaded: {error.message}")
         return
     body = f'{{"model":"{STARTER_NAME}","stream":true,"messages":[{{"role":"user","content":"Name three rivers."}}]}}'
-    program = _program(coordinator)
+    program = program_of(sys.argv[0], coordinator.config.data_dir)
     _say(f"{STARTER_NAME} is ready. In another terminal, paste one of:\n")
     _say(f'  {program} chat {STARTER_NAME} "Name three rivers."\n')
     _say(f"  curl -N {coordinator.rest.url}/v1/chat/completions \\")
@@ -112,9 +112,10 @@ def _curve(coordinator: "Coordinator") -> str:
     return f"  (CURVE, the server's key is {key})" if key else ""
 
 
-def _program(coordinator: "Coordinator") -> str:
-    """How to type `moc` in another terminal so that it finds this coordinator."""
-    program, place = shlex.quote(sys.argv[0]), coordinator.config.data_dir
+def program_of(started: str, place: Path) -> str:
+    """How to type `moc`, `started` as that file, in another terminal so that it finds a coordinator's data."""
+    is_module = Path(started).name == "__main__.py"
+    program = f"{shlex.quote(sys.executable)} -m moc" if is_module else shlex.quote(started)
     if place == Path(platformdirs.user_data_dir("moc")).resolve():
         return program
     return f"{program} --data-dir {shlex.quote(str(place))}"

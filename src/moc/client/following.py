@@ -15,6 +15,28 @@ PATIENCE_S = 60.0
 """For how long nothing may answer before it is given up."""
 
 LOOK_S = 0.5
+_STEADY_S = 5.0
+"""A line that lasted so long did not break for what is wrong with it from the start."""
+
+
+class _Patience:
+    """When to give up lines that break as soon as they are open."""
+
+    def __init__(self) -> None:
+        self._well_at = self._opened_at = time.monotonic()
+
+    def opened(self) -> None:
+        self._opened_at = time.monotonic()
+
+    def told(self) -> None:
+        self._well_at = time.monotonic()
+
+    def broken(self) -> bool:
+        """Whether to try another line."""
+        now = time.monotonic()
+        if now - self._opened_at > _STEADY_S:
+            self._well_at = now
+        return now - self._well_at < PATIENCE_S
 
 
 class Following(Generic[T]):
@@ -56,15 +78,20 @@ class Following(Generic[T]):
         return self._line.open(self._call_behind(self._after))
 
     def _read(self) -> Generator[T, None, None]:
+        patience = _Patience()
         while True:
             try:
                 for item in self._stream:
                     self._after = self._number(item)
+                    patience.told()
                     yield item
                 return
             except Unavailable:
-                self._stream.close()
+                if not patience.broken():
+                    raise
+            time.sleep(LOOK_S)
             self._stream = patiently(self._open)
+            patience.opened()
 
 
 class AsyncFollowing(Generic[T]):
@@ -113,15 +140,20 @@ class AsyncFollowing(Generic[T]):
         return await self._line.open(self._call_behind(self._after))
 
     async def _read(self) -> AsyncGenerator[T, None]:
+        patience = _Patience()
         while self._stream is not None:
             try:
                 async for item in self._stream:
                     self._after = self._number(item)
+                    patience.told()
                     yield item
                 return
             except Unavailable:
-                await self._stream.aclose()
+                if not patience.broken():
+                    raise
+            await asyncio.sleep(LOOK_S)
             self._stream = await patiently_async(self._open)
+            patience.opened()
 
 
 def patiently(ask: Callable[[], T]) -> T:

@@ -103,3 +103,6 @@ class CheckpointView(TypedDict):
 
 ENDED = ("succeeded", "failed", "cancelled")
 """Every `status` that a job stays in."""
+
+UNDONE = ("failed", "cancelled")
+"""Those of them in which it did not do what it was to do."""

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from moc.kernel.errors import InvalidRequest
+from moc.kernel.yaml_text import Loader, check_keys
 
 PREFIX = "MOC_"
 """What the environment variables of the configuration begin with."""
@@ -32,7 +33,8 @@ class Document:
         try:
             node = yaml.compose(text, yaml.SafeLoader)
             _check_size(node, name)
-            values = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+            check_keys(node, name)
+            values = yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
         except yaml.MarkedYAMLError as error:
             line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
             raise InvalidRequest(f"{name}{line}: not YAML: {_problem(error)}") from None
@@ -45,7 +47,7 @@ class Document:
         if not isinstance(values, dict):
             raise InvalidRequest(f"{name}:1: must be a mapping of sections such as `server:`")
         lines: dict[tuple[str, ...], int] = {}
-        _collect(node, (), lines, name)
+        _collect(node, (), lines)
         for key in values:
             if not isinstance(key, str):
                 raise InvalidRequest(f"{name}:{lines.get((str(key),), 1)}: {key} is no section; one is `server:`")
@@ -59,17 +61,6 @@ class Document:
         if path in self.lines and given != variables[0]:
             return f"{self.name}:{self.lines[path]}: {dotted}"
         return f"{self.name}: {dotted}" if given is None else f"environment variable {given}: {dotted}"
-
-
-class _Loader(yaml.SafeLoader):
-    """Tells where a value is that cannot be what it is written as, such as a date of a thirteenth month."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            kind = node.tag.rpartition(":")[2]
-            raise yaml.constructor.ConstructorError(None, None, f"this is no {kind}", node.start_mark) from None
 
 
 def _problem(error: yaml.MarkedYAMLError) -> str:
@@ -91,16 +82,13 @@ def _check_size(root: yaml.Node | None, name: str) -> None:
             left.extend(node.value)
 
 
-def _collect(node: yaml.Node | None, path: tuple[str, ...], lines: dict[tuple[str, ...], int], name: str) -> None:
+def _collect(node: yaml.Node | None, path: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> None:
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:
         here = (*path, str(key.value))
-        line = key.start_mark.line + 1
-        if here in lines:
-            raise InvalidRequest(f"{name}:{line}: {'.'.join(here)} is there twice (first on line {lines[here]})")
-        lines[here] = line
-        _collect(value, here, lines, name)
+        lines[here] = key.start_mark.line + 1
+        _collect(value, here, lines)
 
 
 def nearest(key: str, known: list[str]) -> str:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import structlog
 
 from moc.kernel.clock import Clock
-from moc.kernel.errors import Internal, InvalidRequest, NoCapacity, NotFound, TooLarge
+from moc.kernel.errors import Internal, InvalidRequest, NoCapacity, NotFound, StoreUnavailable, TooLarge
 from moc.kernel.events import Event
 from moc.kernel.ids import new_id
 from moc.kernel.records import ABSENT, Store, Table
@@ -30,7 +30,10 @@ LARGEST_BYTES = 512 * 1024**2
 """OpenAI's own limit."""
 
 NAME_MAX = 255
+_ID = "file"
 _ASIDE = ".new-"
+_OURS = (f"{_ID}-", _ASIDE)
+"""How the names begin of all that is written to the folder."""
 
 
 class Purpose(StrEnum):
@@ -53,7 +56,7 @@ class Purpose(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """A file; its content never changes."""
+    """A file; its content never changes. At `expires_at` it may be deleted, unless that is None."""
 
     id: str
     filename: str
@@ -62,6 +65,7 @@ class File:
     sha256: str
     created_at: float
     created_by: str
+    expires_at: float | None = None
 
 
 class Files:
@@ -120,7 +124,7 @@ class Files:
     async def receive(self) -> "Incoming":
         """Begin to take one in; NoCapacity when there is no room for any."""
         await asyncio.to_thread(self._take, 0)
-        aside = self._folder / f"{_ASIDE}{new_id('file')}"
+        aside = self._folder / f"{_ASIDE}{new_id(_ID)}"
         with disk_errors("opening a new file"):
             content = await to_the_end(asyncio.to_thread(aside.open, "xb"))
         return Incoming(self, aside, content, take=self._take, largest_bytes=self._largest_bytes)
@@ -145,7 +149,10 @@ class Files:
             await to_the_end(asyncio.to_thread((self._folder / file.id).unlink, missing_ok=True))
 
     async def record(self, file: File, aside: Path) -> None:
-        """Make what lies `aside` the content of `file`, and the file known; durable when this returns."""
+        """Make what lies `aside` the content of `file`, and the file known; durable when this returns.
+
+        After StoreUnavailable nobody knows whether it was recorded: the content stays, and the next start tells.
+        """
         await asyncio.to_thread(self._publish, aside, file.id)
         event = Event(
             kind="file.added",
@@ -155,6 +162,8 @@ class Files:
         )
         try:
             await self._store.commit([self._table.put(file.id, file, expect=ABSENT)], [event])
+        except StoreUnavailable:
+            raise
         except BaseException:
             (self._folder / file.id).unlink(missing_ok=True)
             raise
@@ -176,8 +185,11 @@ class Files:
     def _tidy(self) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in self._folder.iterdir():
-            if path.name not in self._files:
-                path.unlink()
+            if path.name.startswith(_OURS) and path.name not in self._files and path.is_file():
+                try:
+                    path.unlink()
+                except OSError as error:
+                    log.warning("what was left half done cannot be deleted", path=str(path), problem=str(error))
         for lost in [file_id for file_id in self._files if not (self._folder / file_id).is_file()]:
             log.warning("the content of a file is gone", file=lost)
 
@@ -204,7 +216,7 @@ class Incoming:
         with disk_errors("writing a file"):
             await to_the_end(asyncio.to_thread(self._write, chunk))
 
-    async def keep(self, *, filename: str, purpose: Purpose, actor: str) -> File:
+    async def keep(self, *, filename: str, purpose: Purpose, actor: str, expires_in_s: float | None = None) -> File:
         """The file, durable; once at most. InvalidRequest when it is empty or has no name."""
         name = os.path.basename(filename.replace("\\", "/"))[:NAME_MAX]
         if not name or not name.isprintable():
@@ -215,14 +227,16 @@ class Incoming:
             raise InvalidRequest(f"the file {name!r} is empty", details={"param": "file"})
         with disk_errors("writing a file"):
             await to_the_end(asyncio.to_thread(self._finish))
+        now = self._files.now()
         file = File(
-            id=new_id("file"),
+            id=new_id(_ID),
             filename=name,
             size_bytes=self._size,
             purpose=purpose,
             sha256=self._hash.hexdigest(),
-            created_at=self._files.now(),
+            created_at=now,
             created_by=actor,
+            expires_at=None if expires_in_s is None else now + expires_in_s,
         )
         await to_the_end(self._files.record(file, self._aside))
         return file

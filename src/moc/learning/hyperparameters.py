@@ -145,7 +145,7 @@ ALL: dict[str, Hyperparameter] = {
             "max_length",
             _integer(8, 2**20),
             (512, 1024, 2048, 2048),
-            "tokens of an example that are learned from, the rest is cut off; memory grows with it",
+            "tokens of an example; the rest of it is cut off, of a `text` it becomes others; memory grows with it",
         ),
         _of("lora_rank", _integer(1, 1024), 16, "width of the adapter: what it can learn, and its size"),
         _of(
@@ -230,8 +230,9 @@ def names(type: JobType) -> list[str]:
 def complete(type: JobType, given: Mapping[str, Any]) -> dict[str, Any]:
     """All hyperparameters of a type: those given, checked, and defaults; InvalidRequest naming what is wrong.
 
-    Where the default goes by the size of the model it is `AUTO`.
+    Names of OpenAI's are taken too. Where the default goes by the size of the model it is `AUTO`.
     """
+    given = _in_our_names({"": given})
     for name in given:
         if name not in names(type):
             raise _unknown(type, name)
@@ -283,7 +284,8 @@ def from_openai(
 ) -> tuple[JobType, dict[str, Any]]:
     """The type and the hyperparameters of a request to OpenAI's `fine_tuning.jobs`, in our names.
 
-    InvalidRequest for a method that there is not. Names of ours pass, so that all of them can be given that way.
+    InvalidRequest for a method that there is not, and for one hyperparameter given as different things in the two
+    places. Names of ours pass, so that all of them can be given that way.
     """
     kind = str((method or {}).get("type", "supervised"))
     if kind not in METHODS:
@@ -293,9 +295,28 @@ def from_openai(
     described = _mapping((method or {}).get(kind), f"method.{kind}")
     for name in described.keys() - {"hyperparameters"}:
         raise InvalidRequest(f"`method.{kind}` has no {name[:40]!r}", details={"param": f"method.{kind}.{name[:40]}"})
-    inner = _mapping(described.get("hyperparameters"), f"method.{kind}.hyperparameters")
-    given = {**(hyperparameters or {}), **inner}
-    return METHODS[kind], {OPENAI_NAMES.get(name, name): value for name, value in given.items()}
+    place = f"method.{kind}.hyperparameters"
+    inner = _mapping(described.get("hyperparameters"), place)
+    return METHODS[kind], _in_our_names({"hyperparameters.": hyperparameters or {}, f"{place}.": inner})
+
+
+def _in_our_names(given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What was given, by place, in one; InvalidRequest when a hyperparameter was given twice and differs."""
+    found: dict[str, Any] = {}
+    told: dict[str, str] = {}
+    for place, values in given.items():
+        for name, value in values.items():
+            ours = OPENAI_NAMES.get(name, name)
+            if value in (None, AUTO):
+                found.setdefault(ours, value)
+                continue
+            if ours in told and found[ours] != value:
+                raise InvalidRequest(
+                    f"`{told[ours]}` and `{place}{name}` are one hyperparameter and differ; give one of the two",
+                    details={"param": f"{place}{name}"},
+                )
+            found[ours], told[ours] = value, f"{place}{name}"
+    return found
 
 
 def _mapping(given: Any, place: str) -> Mapping[str, Any]:

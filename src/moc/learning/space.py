@@ -13,6 +13,9 @@ PARAMETERS_MAX = 20
 CHOICES_MAX = 100
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
 _KEYS = ("low", "high", "step", "log", "choices")
+_POWER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
+"""Numbers such as 1e-5 and 1.5e3, which YAML takes for texts unless they have a point and a sign."""
+
 
 Scalar = str | int | float | bool | None
 
@@ -95,6 +98,7 @@ def _choices(name: str, entry: Mapping[str, Any]) -> Choices:
         raise _wrong(name, "`choices` stands alone")
     if not isinstance(values, list) or not 0 < len(values) <= CHOICES_MAX:
         raise _wrong(name, f"`choices` is a list of 1 to {CHOICES_MAX} values")
+    values = [float(value) if isinstance(value, str) and _POWER.fullmatch(value) else value for value in values]
     if not all(value is None or isinstance(value, (str, bool, int)) or _is_finite(value) for value in values):
         raise _wrong(name, "each of its `choices` is a text, a number, true, false or null")
     if len({(type(value), value) for value in values}) < len(values):
@@ -120,7 +124,7 @@ def _range(name: str, entry: Mapping[str, Any]) -> Range:
 
 
 def _number(name: str, key: str, value: Any) -> float:
-    if isinstance(value, str):  # YAML takes 1e-5, without a point, for a text
+    if isinstance(value, str):  # see _POWER
         try:
             value = float(value)
         except ValueError:

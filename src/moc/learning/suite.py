@@ -2,12 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 import msgspec
 
+from moc.kernel import choices
 from moc.kernel.errors import InvalidRequest
 
 ITEMS_MAX: Final = 100_000
@@ -34,6 +37,11 @@ HARNESS_METRICS: Final = frozenset(
     }
 )
 """Metrics that the harness has in itself; another one it would fetch, and run what it got."""
+
+HARNESS_LENGTHS: Final = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""How a task may call the length of an answer; the first one given counts."""
+
+HARNESS_GENERATION_KEYS: Final = frozenset({*HARNESS_LENGTHS, "until", "do_sample", "temperature", "top_p", "seed"})
 
 _NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _PLACE: Final = re.compile(r" - at `(?:key in )?(\$[^`]*)`")
@@ -241,12 +249,27 @@ ITEMS: Final[Mapping[type, type]] = {
 """What the items of a task are."""
 
 
-def items_of(task: Task, paths: Mapping[str, Path]) -> list[Any]:
-    """All items of a task, each with its id; those of the file after those of the suite. InvalidRequest as it says."""
+def normalised(text: str, ignore: Sequence[str]) -> str:
+    """A text without what is to make no difference; white space around it never does."""
+    if "case" in ignore:
+        text = text.casefold()
+    if "punctuation" in ignore:
+        text = "".join(character for character in text if not unicodedata.category(character).startswith("P"))
+    if "whitespace" in ignore:
+        text = " ".join(text.split())
+    return text.strip()
+
+
+def items_of(task: Task, paths: Mapping[str, Path], names: Mapping[str, str] | None = None) -> list[Any]:
+    """All items of a task, each with its id; those of the file after those of the suite. InvalidRequest as it says.
+
+    `names` are what the files are called where something is wrong with one, by their ids.
+    """
     kind = ITEMS[type(task)]
     found = [*getattr(task, "items", ())]
     if task.data is not None:
-        rows = _rows(task.name, paths[task.data.file], kind)
+        path = paths[task.data.file]
+        rows = _rows(task.name, path, (names or {}).get(task.data.file, path.name), kind)
         found += [_checked_item(task, row, where) for where, row in rows]
     found = [item if item.id else msgspec.structs.replace(item, id=str(place)) for place, item in enumerate(found)]
     found = found[: task.limit]
@@ -257,10 +280,19 @@ def items_of(task: Task, paths: Mapping[str, Path]) -> list[Any]:
     return found
 
 
-def _rows(name: str, path: Path, kind: type) -> Iterator[tuple[str, Any]]:
+def check_items(suite: Suite, paths: Mapping[str, Path], names: Mapping[str, str]) -> None:
+    """InvalidRequest with the name and the line of what is wrong in a file; tasks of others than `paths` are left."""
+    for task in suite.tasks:
+        if isinstance(task, Harness):  # whose rows may be anything
+            continue
+        if task.data is None or task.data.file in paths:
+            items_of(task, paths, names)
+
+
+def _rows(task: str, path: Path, name: str, kind: type) -> Iterator[tuple[str, Any]]:
     with path.open("rb") as lines:
         for number, line in enumerate(iter(lambda: lines.readline(LINE_MAX_BYTES + 1), b""), 1):
-            where = f"the task {name}, line {number} of its data"
+            where = f"{name}:{number}: the task {task}"
             if number > ITEMS_MAX or len(line) > LINE_MAX_BYTES:
                 raise InvalidRequest(f"{where}: at most {ITEMS_MAX} lines of {LINE_MAX_BYTES} bytes are read")
             if line.strip():
@@ -277,7 +309,7 @@ def _converted(document: Any, kind: type[T], where: str) -> T:
     try:
         return msgspec.convert(document, kind)
     except (msgspec.ValidationError, RecursionError) as error:
-        told = str(error)
+        told = choices.told(error, kind) if isinstance(error, msgspec.ValidationError) else str(error)
         place = found[1] if (found := _PLACE.search(told)) else "$"
         told = _PLACE.sub("", told)
         raise _wrong(told + _nearest(told, document, place), place, where) from None
@@ -312,8 +344,26 @@ def _check_task(task: Task, place: str) -> None:
         raise _wrong("there is neither `items` nor `data`", place)
     if isinstance(task, Harness):
         _check_harness(task, f"{place}.config")
+    if isinstance(task, JsonSchema):
+        _check_schema(task.schema, f"{place}.schema")
     for number, item in enumerate(items):
         _checked_item(task, item, f"{place}.items[{number}]")
+
+
+def _check_schema(schema: Mapping[str, Any], place: str) -> None:
+    """InvalidRequest unless it is a JSON schema, as far as there is what knows one."""
+    if find_spec("jsonschema") is None:  # an extra, without which no such task is begun
+        return
+    import jsonschema
+
+    try:
+        jsonschema.validators.validator_for(schema).check_schema(schema)
+    except jsonschema.SchemaError as error:
+        named = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
+        told = " or ".join(one.message for one in error.context or [error])
+        raise _wrong(f"is not a JSON schema: {' '.join(told.split())[:300]}", place + named) from None
+    except RecursionError:
+        raise _wrong("is not a JSON schema: is nested too deeply", place) from None
 
 
 def _check_harness(task: Harness, place: str) -> None:
@@ -321,6 +371,10 @@ def _check_harness(task: Harness, place: str) -> None:
     output = task.config.get("output_type", HARNESS_OUTPUTS[0])
     if output not in HARNESS_OUTPUTS:
         raise _wrong(f"{output!r} is none of {', '.join(HARNESS_OUTPUTS)}", f"{place}.output_type")
+    generation = task.config.get("generation_kwargs") or {}
+    if not isinstance(generation, dict):
+        raise _wrong("is a mapping such as {until: [.]}", f"{place}.generation_kwargs")
+    _check_keys(generation, HARNESS_GENERATION_KEYS, f"{place}.generation_kwargs")
     metrics = task.config.get("metric_list", [])
     if not isinstance(metrics, list) or not all(isinstance(entry, dict) for entry in metrics):
         raise _wrong("is a list of mappings such as {metric: acc}", f"{place}.metric_list")
@@ -351,6 +405,15 @@ def _checked_item(task: Task, item: T, place: str) -> T:
         raise _wrong(f"{error.pattern!r} is no pattern: {error}", place) from None
     if isinstance(item, Question) and not item.right:
         raise _wrong("`expected` names nothing", place)
+    if isinstance(item, Question) and not all(_says(task, expected) for expected in item.right):
+        raise _wrong("an `expected` says nothing, so that every answer would be right", place)
     if isinstance(task, _Asking) and task.api == "completion" and not isinstance(getattr(item, "prompt", ""), str):
         raise _wrong("messages are for the chat API; give a text, or `api: chat`", place)
     return item
+
+
+def _says(task: Task, expected: str) -> bool:
+    """Whether there are answers that it is not found in."""
+    if isinstance(task, Contains):
+        return normalised(expected, task.ignore) != ""
+    return not isinstance(task, Regex) or task.whole or expected != ""

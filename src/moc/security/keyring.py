@@ -206,8 +206,23 @@ class KeyRing:
                 others[0].revision = revision
         return key
 
+    async def forget(self, key_id: str, *, actor: str) -> None:
+        """Close a key for good, as `revoke` does, and list it no more; idempotent."""
+        if key_id not in self._held:
+            return
+        await self.revoke(key_id, actor=actor)
+        async with self._changing:
+            if held := self._held.get(key_id):
+                uses = self._uses.delete(key_id, expect=None)
+                await self._store.commit([self._keys.delete(key_id, expect=held.revision), uses])
+                self._forget(key_id)
+
     async def flush(self) -> None:
         """Write down when keys were last used, where that is news, and end what those do that expired."""
+        async with self._changing:
+            await self._flush()
+
+    async def _flush(self) -> None:
         now = self._clock.wall()
         for held in self._held.values():
             if not self.is_open(held, now):

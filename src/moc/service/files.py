@@ -5,11 +5,10 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from moc.kernel.errors import Conflict, Forbidden, NotFound
+from moc.learning.expiry import named, reader
 from moc.learning.files import File, Files, Incoming, Purpose
-from moc.learning.job import ENDED, JobSpec
+from moc.learning.job import JobSpec
 from moc.learning.jobs import Jobs
 from moc.security.identity import Identity
 from moc.security.policy import Operation
@@ -23,12 +22,13 @@ _PIECE_BYTES = 1024**2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileView:
-    """A file, as OpenAI's API has it, and its `sha256`; `created_at` in seconds since the epoch."""
+    """A file, as OpenAI's API has it, and its `sha256`; times are seconds since the epoch."""
 
     id: str
     object: str = "file"
     bytes: int
     created_at: int
+    expires_at: int | None = None
     filename: str
     purpose: str
     sha256: str
@@ -61,7 +61,7 @@ class FilesService:
         found.sort(key=lambda file: file.id, reverse=newest_first)
         if after is not None:
             if all(file.id != after for file in found):
-                raise NotFound(f"`after` names no file: {after[:80]!r}", details={"param": "after"})
+                raise NotFound(f"`after` names none that is here: {after[:80]!r}", details={"param": "after"})
             found = [file for file in found if (file.id < after if newest_first else file.id > after)]
         return Page([_view(file) for file in found[:limit]], found[limit - 1].id if len(found) > limit else None)
 
@@ -75,9 +75,19 @@ class FilesService:
         return await self._files.receive()
 
     @audited("files.add", subject=lambda file: file.id)
-    async def keep(self, identity: Identity, filename: str, purpose: str, incoming: Incoming) -> FileView:
-        """Keep what came in whole, under a new id."""
-        return _view(await incoming.keep(filename=filename, purpose=Purpose.parse(purpose), actor=identity.key_id))
+    async def keep(
+        self,
+        identity: Identity,
+        filename: str,
+        purpose: str,
+        incoming: Incoming,
+        *,
+        expires_in_s: float | None = None,
+    ) -> FileView:
+        """Keep what came in whole, under a new id, and for `expires_in_s` alone if so wanted."""
+        parsed = Purpose.parse(purpose)
+        kept = await incoming.keep(filename=filename, purpose=parsed, actor=identity.key_id, expires_in_s=expires_in_s)
+        return _view(kept)
 
     async def content(self, identity: Identity, file_id: str) -> Content:
         """What is in a file; NotFound when there is none."""
@@ -88,9 +98,7 @@ class FilesService:
     async def remove(self, identity: Identity, file_id: str) -> None:
         """Delete a file; Conflict while a job that is not over has it."""
         file = self._theirs(identity, Operation.CHANGE_JOBS, file_id)
-        used = next(
-            (job for job in self._jobs.all() if job.state not in ENDED and file.id.encode() in _named(job.spec)), None
-        )
+        used = reader(self._jobs.all(), file.id)
         if used is not None:
             raise Conflict(f"the job {used.id} is not over and has the file {file.id}; wait for it, or cancel it")
         await self._files.remove(file.id, actor=identity.key_id)
@@ -104,19 +112,14 @@ class FilesService:
 
 def check_files(identity: Identity, files: Files, spec: JobSpec) -> None:
     """Forbidden when a job would read a file that its submitter may not."""
-    named = _named(spec)
+    readable = named(spec)
     for file in files.all():
-        if file.id.encode() in named and not _is_theirs(identity, file):
+        if file.id.encode() in readable and not _is_theirs(identity, file):
             raise _forbidden(identity)
 
 
 def _is_theirs(identity: Identity, file: File) -> bool:
     return not identity.models or file.created_by == (identity.on_behalf_of or identity.key_id)
-
-
-def _named(spec: JobSpec) -> bytes:
-    """Wherever a job may name files."""
-    return msgspec.json.encode((spec.training_file, spec.validation_file, spec.options))
 
 
 def _forbidden(identity: Identity) -> Forbidden:
@@ -130,6 +133,7 @@ def _view(file: File) -> FileView:
         id=file.id,
         bytes=file.size_bytes,
         created_at=int(file.created_at),
+        expires_at=None if file.expires_at is None else int(file.expires_at),
         filename=file.filename,
         purpose=file.purpose,
         sha256=file.sha256,

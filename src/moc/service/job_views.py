@@ -61,8 +61,9 @@ class JobView:
     """A job; see `learning.job.JobSpec` for what it was told, and `learning.job.JobState` for `status`.
 
     `waits_for` is why it does not run, empty while it does. `wish` is what was asked of it and is not done yet:
-    `pause`, `cancel` or nothing. `attempts` are the last ones, the current one last; `attempt_count` counts all.
-    `outcome` is null until it succeeded.
+    `pause`, `cancel` or nothing. `hyperparameters` are those it is done with: `auto` becomes a value once its files are
+    read. `attempts` are the last ones, the current one last; `attempt_count` counts all. `outcome` is null until it
+    succeeded.
     """
 
     id: str

@@ -101,16 +101,17 @@ class JobsService:
         return self._jobs.count()
 
     async def list(self, identity: Identity, *, wanted: JobFilter, after: str | None, limit: int) -> Page[JobView]:
-        """Jobs by id, so oldest first; `after` is the last id of the page before."""
+        """Jobs by id, so oldest first; `after` is the last id of the page before. NotFound when it is none."""
         _check_filter(wanted)
-        found = [job for job in self._visible(identity) if wanted.takes(job) and (after is None or job.id > after)]
+        seen = self._visible(identity)
+        check_after(after, seen)
+        found = [job for job in seen if wanted.takes(job) and (after is None or job.id > after)]
         return Page([job_view(job) for job in found[:limit]], found[limit - 1].id if len(found) > limit else None)
 
     async def trainings(self, identity: Identity, *, wanted: JobFilter, after: str | None, limit: int) -> Page[JobView]:
         """Those that fine-tune and belong to no other, newest first; `after` is the last id of the page before."""
         seen = self._visible(identity)
-        if after is not None and all(job.id != after for job in seen):
-            raise NotFound(f"`after` names no job: {after[:80]!r}", details={"param": "after"})
+        check_after(after, seen)
         found = [
             job
             for job in reversed(seen)
@@ -253,6 +254,12 @@ class JobsService:
         return job
 
 
+def check_after(after: str | None, seen: Sequence[Job]) -> None:
+    """NotFound when a page is to begin behind what is not there."""
+    if after is not None and all(job.id != after for job in seen):
+        raise NotFound(f"`after` names none that is here: {after[:80]!r}", details={"param": "after"})
+
+
 def check_job(identity: Identity, operation: Operation, spec: JobSpec) -> None:
     """Forbidden unless the caller's role allows the operation and its key all models that the job is about."""
     for model in _about(spec):
@@ -280,8 +287,11 @@ def _spec(wish: JobWish) -> JobSpec:
     for name in ("name", "model", "training_file", "validation_file", "devices", "parent"):
         if len(getattr(wish, name)) > TEXT_MAX:
             raise InvalidRequest(f"`{name}` is longer than {TEXT_MAX} characters")
+    kind = _type(wish.type)
+    if kind in TRAINING and not wish.name and not wish.parent:
+        raise InvalidRequest("a training needs a `name`: what the model is called that it makes")
     return JobSpec(
-        type=_type(wish.type),
+        type=kind,
         name=wish.name,
         model=wish.model,
         training_file=wish.training_file,

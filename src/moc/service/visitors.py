@@ -44,10 +44,9 @@ class JobVisitors:
 
     async def dismiss(self, job: Job) -> None:
         """See `learning.ports.Visitors`."""
-        now = self._clock.wall()
         for key in self._keys.all():
-            if key.created_by == job.id and key.state(now) is KeyState.ACTIVE:
-                await self._keys.revoke(key.id, actor=job.id)
+            if key.created_by == job.id:
+                await self._keys.forget(key.id, actor=job.id)
 
     def _terms(self, job: Job) -> KeyTerms:
         role, name = ROLES[job.spec.type], f"{job.spec.type} {job.id}"[:64]

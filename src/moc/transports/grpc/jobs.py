@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 from google.protobuf import json_format
 
+from moc.kernel.choices import told
 from moc.kernel.errors import InvalidRequest
 from moc.security.identity import Identity
 from moc.service.job_views import JobView
@@ -77,7 +78,7 @@ def _wish(message: pb.SubmitJobRequest) -> JobWish:
     try:
         return msgspec.convert(fields, JobWish, strict=False)  # JSON has 64-bit numbers in texts
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"the job is not what this takes: {error}") from None
+        raise InvalidRequest(f"the job is not what this takes: {told(error, JobWish)}") from None
 
 
 def _written(view: JobView) -> bytes:

@@ -5,6 +5,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from moc.kernel.choices import told
 from moc.kernel.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -20,7 +21,7 @@ def decoded(decoder: msgspec.json.Decoder[T], text: bytes | memoryview) -> T:
     except msgspec.ValidationError as error:
         unknown = _UNKNOWN.search(str(error))
         details = {"param": unknown[1]} if unknown else {}
-        raise InvalidRequest(f"the body is not what this takes: {error}", details=details) from None
+        raise InvalidRequest(f"the body is not what this takes: {told(error, decoder.type)}", details=details) from None
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     except RecursionError:

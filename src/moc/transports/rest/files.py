@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Struct
 
-from moc.kernel.errors import InvalidRequest, Unimplemented
+from moc.kernel.errors import InvalidRequest
 from moc.service.files import FileView
 from moc.service.services import Services
 from moc.transports.rest.exchange import Exchange
@@ -17,10 +17,25 @@ from moc.transports.rest.operation import Operation
 _LIMIT_MAX: Final = 10_000
 _BYTES: Final = b"application/octet-stream"
 _PURPOSE: Final = {"type": "string", "enum": ["fine-tune", "evals", "user_data"], "description": "What it is for"}
+_ANCHOR: Final = "expires_after[anchor]"
+_SECONDS: Final = "expires_after[seconds]"
+_EXPIRY_MIN_S: Final = 3_600
+_EXPIRY_MAX_S: Final = 2_592_000
 _FORM: Final = {
     "type": "object",
     "required": ["file", "purpose"],
-    "properties": {"file": {"type": "string", "contentMediaType": "application/octet-stream"}, "purpose": _PURPOSE},
+    "dependentRequired": {_ANCHOR: [_SECONDS], _SECONDS: [_ANCHOR]},
+    "properties": {
+        "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+        "purpose": _PURPOSE,
+        _ANCHOR: {"type": "string", "const": "created_at"},
+        _SECONDS: {
+            "type": "integer",
+            "minimum": _EXPIRY_MIN_S,
+            "maximum": _EXPIRY_MAX_S,
+            "description": "It is deleted so long after it was added, or once no job needs it any more",
+        },
+    },
 }
 _QUERY: Final[tuple[dict[str, Any], ...]] = tuple(
     {"name": name, "in": "query", "required": False, "schema": schema}
@@ -103,7 +118,8 @@ class Files:
                 if piece := form.feed(message.get("body", b"")):
                     await incoming.write(piece)
             filename = form.finish()
-            added = await self._files.keep(exchange.identity, filename, _purpose(form.fields), incoming)
+            purpose, expires_in_s = _purpose(form.fields), _expiry(form.fields)
+            added = await self._files.keep(exchange.identity, filename, purpose, incoming, expires_in_s=expires_in_s)
         finally:
             await incoming.discard()
         await exchange.answer(200, msgspec.json.encode(added))
@@ -140,14 +156,24 @@ class Files:
 
 
 def _purpose(fields: Mapping[str, str]) -> str:
-    if any(name.startswith("expires_after") for name in fields):
-        raise Unimplemented(
-            "files do not expire here; leave `expires_after` out, and delete the file when it is done with",
-            details={"param": "expires_after"},
-        )
     if "purpose" not in fields:
         raise InvalidRequest("the form has no field `purpose`; say what the file is for", details={"param": "purpose"})
     return fields["purpose"]
+
+
+def _expiry(fields: Mapping[str, str]) -> float | None:
+    given = {name: value for name, value in fields.items() if name.startswith("expires_after")}
+    if not given:
+        return None
+    seconds = given.get(_SECONDS, "")
+    bounded = seconds.isascii() and seconds.isdigit() and len(seconds) < 9
+    known = given.keys() == {_ANCHOR, _SECONDS} and given[_ANCHOR] == "created_at"
+    if not (known and bounded and _EXPIRY_MIN_S <= int(seconds) <= _EXPIRY_MAX_S):
+        raise InvalidRequest(
+            f"`expires_after` is the anchor created_at and {_EXPIRY_MIN_S} to {_EXPIRY_MAX_S} seconds",
+            details={"param": "expires_after"},
+        )
+    return float(seconds)
 
 
 def _order(asked: Mapping[str, str]) -> str:

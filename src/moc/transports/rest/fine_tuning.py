@@ -39,7 +39,7 @@ class FineTuningError(msgspec.Struct):
 
 
 class FineTuningHyperparameters(msgspec.Struct):
-    """Those that OpenAI has a name for."""
+    """Those that OpenAI has a name for; `auto` becomes the value that is used once the files are read."""
 
     n_epochs: Any
     batch_size: Any
@@ -218,7 +218,7 @@ def _job(view: JobView) -> FineTuningJob:
     eta_s = view.progress.eta_s
     given = {"n_epochs" if name == "epochs" else name: value for name, value in view.hyperparameters.items()}
     hyperparameters = FineTuningHyperparameters(
-        n_epochs=given.get("n_epochs", "auto"),
+        n_epochs=_whole(given.get("n_epochs", "auto")),
         batch_size=given.get("batch_size", "auto"),
         learning_rate_multiplier=given.get("learning_rate_multiplier", "auto"),
     )
@@ -237,8 +237,13 @@ def _job(view: JobView) -> FineTuningJob:
         validation_file=view.validation_file or None,
         estimated_finish=None if eta_s is None or view.status != "running" else int(time.time() + eta_s),
         metadata=view.metadata,
-        method={"type": view.type, view.type: {"hyperparameters": msgspec.to_builtins(hyperparameters) | given}},
+        method={"type": view.type, view.type: {"hyperparameters": given | msgspec.to_builtins(hyperparameters)}},
     )
+
+
+def _whole(epochs: Any) -> Any:
+    """Epochs as OpenAI counts them, where they are."""
+    return int(epochs) if isinstance(epochs, float) and epochs.is_integer() else epochs
 
 
 def _event(job_id: str, view: JobEventView) -> FineTuningEvent:
@@ -260,7 +265,7 @@ def _number_of(job_id: str, event_id: str) -> int:
 
 
 def _unknown_after(given: str) -> NotFound:
-    return NotFound(f"`after` names nothing that is here: {given[:80]!r}", details={"param": "after"})
+    return NotFound(f"`after` names none that is here: {given[:80]!r}", details={"param": "after"})
 
 
 def _checkpoint(job: JobView, view: CheckpointView) -> FineTuningCheckpoint:

@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from moc.kernel.choices import told
 from moc.kernel.errors import InvalidRequest
 from moc.transports.zmq.router import Buffer
 
@@ -105,7 +106,7 @@ class Form:
         except UnicodeDecodeError:
             raise InvalidRequest("the message is not UTF-8 text") from None
         except msgspec.ValidationError as error:
-            raise InvalidRequest(f"the message is not what this takes: {error}") from None
+            raise InvalidRequest(f"the message is not what this takes: {told(error, kind)}") from None
         except msgspec.DecodeError as error:
             raise InvalidRequest(f"the message is not {self.name}: {error}") from None
         except RecursionError:
