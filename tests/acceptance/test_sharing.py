@@ -24,7 +24,7 @@ def coordinator() -> Iterator[Coordinator]:
         "models": {"smollm2": model("llama_cpp", smollm2_path(), options={"context": 512}, memory=MODEL, ttl_s=0)},
         "devices": [{"id": "host", "kind": "host", "memory": "600MiB"}],
         "resources": {"soft_limit_pct": 100, "eviction_threshold_pct": 100},
-        "learning": {"min_runtime_s": 0.5},
+        "learning": {"min_runtime_s": 0.5, "grace_s": 120},  # longer than a load waits otherwise
         "security": TRUSTED,
     }
     with short_home() as data_dir:

@@ -37,7 +37,6 @@ from moc.models.catalogue import Catalogue
 from moc.models.footprints import Footprints
 from moc.models.manager import ModelManager
 from moc.models.rollouts import Rollouts
-from moc.models.slot import Limits
 from moc.security.audit import AuditLog
 from moc.security.authenticator import Authenticator
 from moc.security.keyring import KeyRing
@@ -149,7 +148,7 @@ class Coordinator:
             sources=self.sources,
             footprints=self.footprints,
             memory=self.tenancy,
-            limits=Limits(breaker=parts.breaker_limits(self.config), bulkhead=parts.bulkhead(self.config)),
+            limits=parts.model_limits(self.config),
             on_loaded=self.metrics.model_loaded,
             warm=self.health.warm,
         )
@@ -355,7 +354,7 @@ class Coordinator:
         resources, security = config.settings.resources, config.settings.security
         logs.set_level(config.settings.telemetry.log_level)
         self.gateway.adjust(parts.traffic_limits(config))
-        self.manager.adjust(breaker=parts.breaker_limits(config), bulkhead=parts.bulkhead(config))
+        self.manager.adjust(parts.model_limits(config))
         self.devices.adjust(poll_interval_s=resources.gpu_poll_interval_s)
         self.pressure.adjust(interval_s=resources.gpu_poll_interval_s, threshold_pct=resources.eviction_threshold_pct)
         self.broker.adjust(soft_limit_pct=resources.soft_limit_pct, policy=Policy(order=Order(resources.eviction)))

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from moc.cluster.seat import SeatKeeper
 from moc.config import Config
@@ -14,6 +15,7 @@ from moc.hardware.selected import SelectedDevices
 from moc.inference.station import TrafficLimits
 from moc.kernel.clock import SystemClock
 from moc.models.results import Results
+from moc.models.slot import Limits
 from moc.models.sources import ArtifactSources, Bounds, address_of, place
 from moc.resilience.breaker import BreakerLimits
 from moc.resilience.bulkhead import Bulkhead
@@ -27,6 +29,8 @@ from moc.workers.remote import RemoteWorkers
 
 SECRETS_FOLDER = "secrets"
 SOURCE_LIMIT_BYTES = 1024**4
+HANDOVER_S = 30.0
+"""How much longer than a job may take to end a load waits for its memory."""
 
 
 def workers(config: Config, store: SqliteStore, seat: SeatKeeper, sources: ArtifactSources) -> Fleet:
@@ -72,6 +76,13 @@ def traffic_limits(config: Config) -> TrafficLimits:
     return TrafficLimits(
         breaker=breaker_limits(config), bulkhead=bulkhead(config), retry_budget_pct=resilience.retry_budget_pct
     )
+
+
+def model_limits(config: Config) -> Limits:
+    """How patient loads are: a job has to have saved before they can have its memory."""
+    limits = Limits(breaker=breaker_limits(config), bulkhead=bulkhead(config))
+    wait_s = config.settings.learning.grace_s + HANDOVER_S
+    return replace(limits, memory_wait_s=max(limits.memory_wait_s, wait_s))
 
 
 def bulkhead(config: Config) -> Bulkhead:

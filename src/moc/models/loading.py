@@ -49,6 +49,10 @@ class Loader:
         self._warm = warm
         self._tasks = Tasks(lambda error: log.error("a pull could not be told of", exc_info=error))
 
+    def adjust(self, limits: Limits) -> None:
+        """Let these count from the next load on."""
+        self._limits = limits
+
     async def stop(self) -> None:
         """Tell no more."""
         await self._tasks.cancel()

@@ -7,7 +7,6 @@ it cannot be overtaken by an unload in between.
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -32,8 +31,6 @@ from moc.models.resident import Resident
 from moc.models.roster import Roster
 from moc.models.slot import Limits, Slot
 from moc.models.states import States
-from moc.resilience.breaker import BreakerLimits
-from moc.resilience.bulkhead import Bulkhead
 from moc.resilience.deadline import NEVER, Deadline
 
 log = structlog.get_logger(__name__)
@@ -133,9 +130,10 @@ class ModelManager:
         elif entry.version.spec.preload and self._catalogue.entry(entry.version.name) is entry:
             self._load_in_background(slot, "Preload")
 
-    def adjust(self, *, breaker: BreakerLimits, bulkhead: Bulkhead) -> None:
-        """Let these limits count from the next failure, and the next request, on."""
-        self._roster.adjust(replace(self._roster.limits, breaker=breaker, bulkhead=bulkhead))
+    def adjust(self, limits: Limits) -> None:
+        """Let these count from the next failure, the next request and the next load on."""
+        self._roster.adjust(limits)
+        self._loader.adjust(limits)
 
     # what requests ask
 
