@@ -31,8 +31,8 @@ finetune: install ## fine-tune the starter model on a small example, and prove w
 .PHONY: test test-fast traffic kills soak bench bench-eviction format check
 test: install clients ## every test, with the judging clients
 	$(BIN)/pytest tests/unit tests/contract tests/integration -n 3 --dist worksteal
-	$(BIN)/pytest tests/acceptance tests/faults -m "not alone" -n 3 --dist loadfile
-	$(BIN)/pytest tests/acceptance tests/faults -m alone
+	$(BIN)/pytest tests/acceptance tests/faults -m "not alone" -n 3 --dist loadfile $(AGAIN)
+	$(BIN)/pytest tests/acceptance tests/faults -m alone $(AGAIN)
 test-fast: install ## unit and contract tests, under a minute
 	$(BIN)/pytest tests/unit tests/contract -m "not slow" -n 3 --dist worksteal --hypothesis-profile fast
 traffic: install ## a minute of mixed traffic while workers and remotes fail; TRAFFIC_S=600 SEED=7

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from moc.kernel.errors import StoreUnavailable
 from moc.kernel.events import Event
-from moc.kernel.records import Op
+from moc.kernel.records import STORE_FULL, Op
 from moc.store.memory import MemoryStore
 
 
@@ -31,5 +31,5 @@ class FullStore(MemoryStore):
             fault, self.fault = self.fault, None
             raise fault
         if self.full:
-            raise StoreUnavailable("the disk is full")
+            raise StoreUnavailable("the disk is full", details={"reason": STORE_FULL})
         return await super().commit(ops, events)

@@ -167,7 +167,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(seat=seats)
     def keep(self, seat: Seat) -> None:
-        current = self.live(seat.name)
+        current, _ = self.held.get(seat.name, (None, 0.0))
         if current is None or current.term != seat.term:
             with pytest.raises(NotLeader):
                 self.run(self.store.keep_seat(seat))

@@ -1,6 +1,7 @@
 """The disk of the coordinator is full, for real and for longer than a lease lasts, while jobs run and models answer."""
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from moc.kernel.records import STORE_FULL
+from moc.store.database import unavailable
 from tests.coordinator import Coordinator, eventually
 from tests.jobs import TRUSTED, reaches, submit_counting
 from tests.memory import MIB
@@ -105,6 +108,14 @@ def refuses(coordinator: Coordinator) -> bool:
     return answer.status_code == 503 and answer.json()["error"]["code"] == "store_unavailable"
 
 
+def reason_of_failed_writing(coordinator: OnItsOwnDisk) -> str:
+    """What is told when SQLite says only that a write failed, as it does where a quota is used up."""
+    failed = sqlite3.OperationalError("disk I/O error")
+    failed.sqlite_errorname = "SQLITE_IOERR_WRITE"
+    reason: str = unavailable(coordinator.inside / "moc.db", failed).details["reason"]
+    return reason
+
+
 def submit_patient(coordinator: Coordinator) -> str:
     command = [sys.executable, "-c", PATIENT]
     answer = coordinator.post("/api/v1/jobs", {"type": "script", "memory": "64MiB", "options": {"command": command}})
@@ -121,11 +132,13 @@ def test_what_writes_fails_by_name_and_all_else_outlives_it(coordinator: OnItsOw
     filler = fill(coordinator.inside)
     try:
         eventually(lambda: refuses(coordinator), what="the store to say that it is full")
+        assert reason_of_failed_writing(coordinator) == STORE_FULL
         for _ in range(OUTAGE_S):
             assert answers(coordinator)
             threading.Event().wait(1)
     finally:
         filler.unlink()
+    assert reason_of_failed_writing(coordinator) == "SQLITE_IOERR_WRITE"
     done = reaches(coordinator, counting, "failed", "succeeded", timeout_s=60)
     assert (done["status"], done["reason"]) == ("failed", "DiskFull"), done
     (coordinator.inside / "jobs" / patient / "enough").touch()

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -404,3 +405,11 @@ async def test_supervisors_are_small(bench: Bench) -> None:
     await bench.pid(folder)
     with contextlib.suppress(psutil.AccessDenied):
         assert psutil.Process(process.pid).memory_full_info().uss < 15 * 1024**2
+
+
+async def test_one_whose_folder_was_deleted_has_ended(bench: Bench) -> None:
+    folder, process = await bench.start("time.sleep(60)")
+    shutil.rmtree(bench.folder)
+    await bench.programs.kill(folder, process)
+    ending = await bench.ending(folder, process)
+    assert (ending.status, ending.disk_full) == (None, False)

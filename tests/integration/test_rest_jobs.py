@@ -287,9 +287,23 @@ async def test_only_trainings_are_fine_tuning_jobs_and_pages_begin_at_what_is_th
         assert (await rest_client.post(f"{TUNING}/{other}/{verb}")).status_code == 404
     assert (await rest_client.get(f"{TUNING}/{other}/events")).status_code == 404
     mine = (await rest_client.post(TUNING, json=FINE_TUNING)).json()["id"]
-    for path in (TUNING, f"{TUNING}/{mine}/events", f"{TUNING}/{mine}/checkpoints", "/v1/files", JOBS):
+    for path in (TUNING, f"{TUNING}/{mine}/events", f"{TUNING}/{mine}/checkpoints", "/v1/files"):
         refused = await rest_client.get(path, params={"after": "gone.1"})
         assert (refused.status_code, "names none that is here" in refused.text) == (404, True)
+
+
+async def test_who_removes_jobs_page_by_page_sees_each(rest_stack: RestStack, rest_client: httpx.AsyncClient) -> None:
+    made = [(await rest_client.post(JOBS, json={"type": "script"})).json()["id"] for _ in range(3)]
+    for job_id in made:
+        await rest_client.post(f"{JOBS}/{job_id}/cancel")
+        await rest_stack.jobs.wait(job_id)
+    page = (await rest_client.get(JOBS, params={"limit": 2})).json()
+    assert (await rest_client.delete(f"{JOBS}/{page['next']}")).status_code in {200, 204}
+    rest = (await rest_client.get(JOBS, params={"limit": 2, "after": page["next"]})).json()
+    assert [job["id"] for job in rest["jobs"]] == made[2:]
+    for path in (JOBS, "/api/v1/evaluations"):
+        refused = await rest_client.get(path, params={"after": "zzz"})
+        assert (refused.status_code, refused.json()["error"]["details"]["param"]) == (400, "after")
 
 
 async def test_events_come_newest_first_in_pages(rest_stack: RestStack, rest_client: httpx.AsyncClient) -> None:

@@ -14,6 +14,7 @@ from moc.kernel.records import Op
 from moc.learning.disk import DiskQuota
 from moc.learning.files import File, Files, Incoming, Purpose, disk_errors
 from moc.store.memory import MemoryStore
+from tests.full_store import FullStore
 
 ROOM = 10 * 1024**3
 
@@ -175,6 +176,16 @@ async def test_a_store_that_fails_leaves_the_file_to_the_next_start(tmp_path: Pa
     await again.start()
     assert [file.id for file in again.all()] == names(tmp_path)
     assert [again.path(file.id).read_bytes() for file in again.all()] == [b"one\ntwo\n"] * makes
+
+
+async def test_a_store_that_is_full_keeps_no_content_either(tmp_path: Path) -> None:
+    store = FullStore()
+    files = made(store, tmp_path)
+    await files.start()
+    store.full = True
+    with pytest.raises(StoreUnavailable):
+        await add(files)
+    assert names(tmp_path) == []
 
 
 def test_a_full_disk_is_told_as_one() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from moc.kernel.errors import InvalidRequest
-from moc.learning.hyperparameters import ALL, AUTO, complete, from_openai, names, resolved
+from moc.learning.hyperparameters import ALL, AUTO, check_effects, complete, from_openai, names, resolved
 from moc.learning.job import TRAINING, JobType
 
 SFT, DPO = JobType.SUPERVISED, JobType.DPO
@@ -31,6 +31,14 @@ def test_a_preference_pulls_less_and_so_do_all_weights() -> None:
         resolved(type, {"method": method}, 10**8)["learning_rate"] for type in (SFT, DPO) for method in ("lora", "full")
     ]
     assert rates == [5e-4, 5e-5, 5e-5, 5e-6]
+
+
+@pytest.mark.parametrize("type", sorted(TRAINING))
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_what_was_used_may_be_given_again(type: JobType, method: str) -> None:
+    used = resolved(type, {"method": method}, 10**8)
+    check_effects(complete(type, used), has_validation_file=False)
+    assert resolved(type, used, 10**8) == used
 
 
 def test_what_is_given_stays_and_auto_is_the_default() -> None:

@@ -73,7 +73,8 @@ def split_data(
     file: FileArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the two files go.")],
     share: Annotated[
-        float, typer.Option("--share", metavar="PERCENT", max=90, help="How many of 100 rows are for validation.")
+        float,
+        typer.Option("--share", metavar="PERCENT", max=90, help="How many of 100 rows are for validation; 1 or more."),
     ] = 10,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another one, another split.")] = 0,
     format_name: FormatOption = None,

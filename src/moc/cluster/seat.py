@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from moc.cluster.holder import Holder
 from moc.kernel.clock import Clock, SystemClock
@@ -39,7 +40,6 @@ class SeatKeeper:
         self._clock = clock or SystemClock()
         self._seat: Seat | None = None
         self._term = 0
-        self._full = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -77,11 +77,8 @@ class SeatKeeper:
 
     @property
     def held(self) -> bool:
-        """Whether the seat is held, as far as can be trusted right now.
-
-        It is, too, while the store is full: what cannot be written to extend it, nobody can write to take it.
-        """
-        return self._seat is not None and (self._full or self._clock.monotonic() < self._seat.trusted_until)
+        """Whether the seat is held, as far as can be trusted right now."""
+        return self._seat is not None and self._clock.monotonic() < self._seat.trusted_until
 
     @property
     def term(self) -> int:
@@ -121,25 +118,26 @@ class SeatKeeper:
                 await asyncio.sleep(self._ttl_s / 3)
                 seat = self._seat = await self._extend(seat)
         except Exception as error:  # whatever ends the keeping loses the seat, and somebody has to know
-            self._seat, self._full = None, False
+            self._seat = None
             self._on_lost(str(error))
 
     async def _extend(self, seat: Seat) -> Seat:
-        """The seat, extended before it is trusted no more; a store that fails is asked again until then."""
+        """The seat, extended before it is trusted no more; a store that fails is asked again until then.
+
+        One that is full does not count: what cannot be written to keep the seat, nobody can write to take it.
+        """
         failure = "the store did not answer"
-        while (left_s := seat.trusted_until - self._clock.monotonic()) > 0 or self._full:
+        while (left_s := seat.trusted_until - (asked_at := self._clock.monotonic())) > 0:
             try:
-                async with asyncio.timeout(max(left_s, self._ttl_s if self._full else 0)):
-                    kept = await self._store.keep_seat(seat)
+                async with asyncio.timeout(left_s):
+                    return await self._store.keep_seat(seat)
             except TimeoutError:
                 break
             except StoreUnavailable as error:
-                self._full = error.details.get("reason") == STORE_FULL
                 failure = error.message
+                if error.details.get("reason") == STORE_FULL:
+                    seat = self._seat = replace(seat, trusted_until=max(seat.trusted_until, asked_at + self._ttl_s / 2))
                 await asyncio.sleep(min(_RETRY_S, self._ttl_s / 10))
-            else:
-                self._full = False
-                return kept
         raise NotLeader(f"seat {self._name} could not be kept in time: {failure}")
 
 

@@ -20,7 +20,7 @@ from moc.kernel.clock import Clock
 from moc.kernel.errors import Internal, InvalidRequest, NoCapacity, NotFound, StoreUnavailable, TooLarge
 from moc.kernel.events import Event
 from moc.kernel.ids import new_id
-from moc.kernel.records import ABSENT, Store, Table
+from moc.kernel.records import ABSENT, STORE_FULL, Store, Table
 from moc.kernel.tasks import to_the_end
 from moc.kernel.units import Bytes
 
@@ -151,7 +151,8 @@ class Files:
     async def record(self, file: File, aside: Path) -> None:
         """Make what lies `aside` the content of `file`, and the file known; durable when this returns.
 
-        After StoreUnavailable nobody knows whether it was recorded: the content stays, and the next start tells.
+        After StoreUnavailable nobody knows whether it was recorded, unless the store is full: the content stays, and
+        the next start tells.
         """
         await asyncio.to_thread(self._publish, aside, file.id)
         event = Event(
@@ -162,10 +163,9 @@ class Files:
         )
         try:
             await self._store.commit([self._table.put(file.id, file, expect=ABSENT)], [event])
-        except StoreUnavailable:
-            raise
-        except BaseException:
-            (self._folder / file.id).unlink(missing_ok=True)
+        except BaseException as error:
+            if not isinstance(error, StoreUnavailable) or error.details.get("reason") == STORE_FULL:
+                (self._folder / file.id).unlink(missing_ok=True)
             raise
         self._files[file.id] = file
 

@@ -259,7 +259,7 @@ def check_effects(found: Mapping[str, Any], *, has_validation_file: bool) -> Non
                 )
     if found["method"] == "full":
         for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"):
-            if found[name] not in (ALL[name].default, AUTO):
+            if found[name] not in (_alpha(found) if name == "lora_alpha" else ALL[name].default, AUTO):
                 raise InvalidRequest(f"{name!r} does nothing with method=full, which trains all weights")
 
 
@@ -272,11 +272,16 @@ def resolved(type: JobType, hyperparameters: Mapping[str, Any], parameters: int)
     if found["learning_rate"] == AUTO:
         found["learning_rate"] = LEARNING_RATES[type, found["method"]][size]
     if found["lora_alpha"] == AUTO:
-        found["lora_alpha"] = 2.0 * found["lora_rank"]
+        found["lora_alpha"] = _alpha(found)
     for name, value in found.items():
         if value == AUTO and isinstance(ALL[name].default, tuple):
             found[name] = ALL[name].default[size]
     return found
+
+
+def _alpha(found: Mapping[str, Any]) -> float:
+    """What `auto` means for lora_alpha."""
+    return 2.0 * float(found["lora_rank"])
 
 
 def from_openai(

@@ -155,10 +155,10 @@ class EvaluationsService:
         return _view(self._jobs.show(made.id))
 
     async def list(self, identity: Identity, *, after: str | None, limit: int) -> Page[EvaluationView]:
-        """Evaluations by id, so oldest first; `after` is the last id of the page before. NotFound when it is none."""
+        """Evaluations by id, so oldest first; `after` is the last id of the page before, which may be gone by now."""
+        check_after(after)
         may_see = visible(identity, Operation.READ_JOBS)
         seen = [job for job in self._jobs.all() if job.spec.type is JobType.EVALUATE and may_see(job.spec.model)]
-        check_after(after, seen)
         found = [job for job in seen if after is None or job.id > after]
         return Page([_view(job) for job in found[:limit]], found[limit - 1].id if len(found) > limit else None)
 

@@ -101,17 +101,20 @@ class JobsService:
         return self._jobs.count()
 
     async def list(self, identity: Identity, *, wanted: JobFilter, after: str | None, limit: int) -> Page[JobView]:
-        """Jobs by id, so oldest first; `after` is the last id of the page before. NotFound when it is none."""
+        """Jobs by id, so oldest first; `after` is the last id of the page before, which may be gone by now."""
         _check_filter(wanted)
-        seen = self._visible(identity)
-        check_after(after, seen)
-        found = [job for job in seen if wanted.takes(job) and (after is None or job.id > after)]
+        check_after(after)
+        found = [job for job in self._visible(identity) if wanted.takes(job) and (after is None or job.id > after)]
         return Page([job_view(job) for job in found[:limit]], found[limit - 1].id if len(found) > limit else None)
 
     async def trainings(self, identity: Identity, *, wanted: JobFilter, after: str | None, limit: int) -> Page[JobView]:
-        """Those that fine-tune and belong to no other, newest first; `after` is the last id of the page before."""
+        """Those that fine-tune and belong to no other, newest first; `after` is the last id of the page before.
+
+        NotFound when it is none.
+        """
         seen = self._visible(identity)
-        check_after(after, seen)
+        if after is not None and all(job.id != after for job in seen):
+            raise NotFound(f"`after` names none that is here: {after[:80]!r}", details={"param": "after"})
         found = [
             job
             for job in reversed(seen)
@@ -254,10 +257,10 @@ class JobsService:
         return job
 
 
-def check_after(after: str | None, seen: Sequence[Job]) -> None:
-    """NotFound when a page is to begin behind what is not there."""
-    if after is not None and all(job.id != after for job in seen):
-        raise NotFound(f"`after` names none that is here: {after[:80]!r}", details={"param": "after"})
+def check_after(after: str | None) -> None:
+    """InvalidRequest when a page is to begin behind what was never a job."""
+    if after is not None and not after.startswith("job-"):
+        raise InvalidRequest(f"`after` is no id of a job: {after[:80]!r}", details={"param": "after"})
 
 
 def check_job(identity: Identity, operation: Operation, spec: JobSpec) -> None:

@@ -1,7 +1,9 @@
 """The SQLite file: opening it safely, its schema and migrations, and what its errors mean."""
 
+import errno
 import os
 import sqlite3
+import tempfile
 import time
 from pathlib import Path
 
@@ -46,9 +48,23 @@ def unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable:
     if isinstance(error, OSError):
         return StoreUnavailable(f"the store at {path} cannot be opened: {error.strerror}; check its folder")
     name = getattr(error, "sqlite_errorname", "")
+    if name.startswith("SQLITE_IOERR") and _lacks_room(path.parent):
+        name = "SQLITE_FULL"
     advice = next((text for code, text in _ADVICE.items() if name.startswith(code)), "see the reason given")
     reason = STORE_FULL if name == "SQLITE_FULL" else name
     return StoreUnavailable(f"the store at {path} failed: {advice} ({error})", details={"reason": reason})
+
+
+def _lacks_room(folder: Path) -> bool:
+    """Whether nothing more can be written there: SQLite takes a quota that is used up for a disk that failed."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return False
 
 
 def connect(path: Path, busy_timeout_s: float) -> sqlite3.Connection:

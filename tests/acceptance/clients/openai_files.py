@@ -36,15 +36,19 @@ for file in others:
     deleted = client.files.delete(file.id)
     assert (deleted.id, deleted.object, deleted.deleted) == (file.id, "file", True)
 
+brief = client.files.create(file=("a", b"a"), purpose="evals", expires_after={"anchor": "created_at", "seconds": 3600})
+assert brief.expires_at == brief.created_at + 3600, brief
+client.files.delete(brief.id)
+
 for refused, kind in (
     (lambda: client.files.retrieve(others[0].id), openai.NotFoundError),
     (lambda: client.files.create(file=("a", b"a"), purpose="batch"), openai.BadRequestError),
     (lambda: client.files.create(file=("a", b""), purpose="evals"), openai.BadRequestError),
     (
         lambda: client.files.create(
-            file=("a", b"a"), purpose="evals", expires_after={"anchor": "created_at", "seconds": 3600}
+            file=("a", b"a"), purpose="evals", expires_after={"anchor": "created_at", "seconds": 3599}
         ),
-        openai.APIStatusError,
+        openai.BadRequestError,
     ),
 ):
     try:

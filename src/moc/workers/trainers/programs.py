@@ -177,7 +177,7 @@ class LocalPrograms:
             _close(folder)
             _kill(folder, process)
         log = self.log(folder, tail_bytes=ENDING_LOG_BYTES)
-        return Ending(_status(folder), log, disk_full=shutil.disk_usage(folder).free < ROOM_BYTES)
+        return Ending(_status(folder), log, disk_full=_is_full(folder))
 
 
 def _spawn(folder: Path) -> Started:
@@ -194,6 +194,13 @@ def _spawn(folder: Path) -> Started:
         setsid=True,
     )
     return Started(pid, Process(psutil.Process(pid)).started_at)
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < ROOM_BYTES
+    except OSError:  # somebody deleted it
+        return False
 
 
 def _close(folder: Path) -> None:
