@@ -71,6 +71,7 @@ class Bench:
 
     def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop) -> None:
         self.engine = Engine()
+        self.answered = 0
         self._folder = folder
         self._loop = loop
 
@@ -83,12 +84,22 @@ class Bench:
         rows = rows or [{"q": f"What is {number}?", "a": str(number)} for number in range(10)]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         items, answers = Records(self._folder / "items"), Records(self._folder / "answers")
-        way = harness.Way(endpoint=self.engine, loop=self._loop, answers=answers, concurrency=2, errors_share=0.2)
+        way = harness.Way(
+            endpoint=self.engine,
+            loop=self._loop,
+            answers=answers,
+            concurrency=2,
+            errors_share=0.2,
+            told=self._told,
+        )
         try:
             return harness.run(task, data, way, items, scratch=self._folder / "scratch", seed=0)
         finally:
             items.close()
             answers.close()
+
+    def _told(self) -> None:
+        self.answered += 1
 
     def items(self) -> dict[str, Record]:
         return {record.id: record for record in map(_record, (self._folder / "items").read_bytes().splitlines())}
@@ -185,3 +196,9 @@ def test_answers_are_generated_as_the_task_says(
     how = bench.engine.how
     assert tuple(how.get(name) for name in ("max_tokens", "temperature", "top_p", "seed")) == asked
     assert how["stop"] == ["."]
+
+
+def test_each_answer_counts_as_a_step_forward_once(bench: Bench) -> None:
+    for _ in range(2):
+        bench.run(EXACT)
+        assert bench.answered == 10

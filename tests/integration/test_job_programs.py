@@ -408,7 +408,8 @@ async def test_supervisors_are_small(bench: Bench) -> None:
 
 
 async def test_one_whose_folder_was_deleted_has_ended(bench: Bench) -> None:
-    folder, process = await bench.start("time.sleep(60)")
+    folder, process = await bench.start("tell(type='message', message=str(os.getpid())); time.sleep(60)")
+    await bench.pid(folder)
     shutil.rmtree(bench.folder)
     await bench.programs.kill(folder, process)
     ending = await bench.ending(folder, process)

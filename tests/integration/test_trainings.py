@@ -22,7 +22,9 @@ from safetensors.torch import load_file, save_file
 from moc.learning.job import JobType, Reason
 from moc.workers.trainers.base_cache import held
 from moc.workers.trainers.base_model import first_token
+from moc.workers.trainers.watcher import forget_peak, memory_bytes
 from tests.gguf_models import tiny_gguf
+from tests.memory import MIB
 from tests.trainings import CHATS, PREFERENCES, Trial
 
 LONG: dict[str, Any] = {
@@ -43,6 +45,15 @@ KILLS_MAX = 3
 KINDS: dict[JobType, list[dict[str, Any]]] = {JobType.SUPERVISED: CHATS, JobType.DPO: PREFERENCES}
 PATIENCE_S = 250
 pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a peak is for ever")
+def test_a_peak_of_before_the_training_is_forgotten() -> None:
+    ballast = bytearray(b"x") * (256 * MIB)
+    peak = memory_bytes()
+    del ballast
+    forget_peak()
+    assert memory_bytes() < peak - 200 * MIB
 
 
 @pytest.fixture(scope="module")

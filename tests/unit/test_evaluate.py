@@ -167,12 +167,12 @@ async def test_an_outage_ends_the_attempt_and_is_no_error_of_an_item(bench: Benc
     assert (results["t"].n, results["t"].errors, len(bench.line.asked)) == (10, 0, 6)
 
 
-async def test_what_an_item_may_be_to_blame_for_is_an_error_of_that_item(bench: Bench) -> None:
+@pytest.mark.parametrize("error", [WorkerLost("it crashed", sent=True), NoCapacity("send a shorter one")])
+@pytest.mark.parametrize("place", ["3", "9"])
+async def test_what_an_item_is_to_blame_for_is_an_error_of_that_item(bench: Bench, error: MocError, place: str) -> None:
     bench.retry_for_s = 0
-    bench.line.on = lambda body: (
-        WorkerLost("it crashed", sent=True) if body["messages"][-1]["content"] == "3" else said(body)
-    )
-    results = await bench.run(ECHO)
+    bench.line.on = lambda body: error if body["messages"][-1]["content"] == place else said(body)
+    results = await bench.run(ECHO, concurrency=1)
     assert (results["t"].n, results["t"].errors) == (9, 1)
 
 

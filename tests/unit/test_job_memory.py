@@ -427,6 +427,11 @@ async def test_a_gpu_that_does_not_compute_in_bfloat16_holds_whole_weights(host:
         await host.devices.refresh()
         needs.append(await host.memory.need(job(), prepared))
     assert needs[1] - needs[0] > 2 * parameters
+    one = host.source.readings[1]
+    host.source.readings.append(replace(one, device=replace(one.device, id="cuda:1", bfloat16=True)))
+    await host.devices.refresh()
+    await host.memory.learn(ran(job()), prepared, device="cuda:1", peak_bytes=needs[1] + MIB)
+    assert await host.memory.need(job(), prepared) > needs[1], "it may come to either"
 
 
 async def test_so_little_that_a_training_cannot_begin_is_doubted_but_given(host: JobHost, tmp_path: Path) -> None:

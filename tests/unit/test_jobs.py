@@ -335,6 +335,21 @@ async def test_one_that_ran_out_of_memory_asks_for_more_the_next_time(house: Job
     assert house.memory.learned == [1250]
 
 
+async def test_what_a_training_takes_to_make_its_base_is_not_learned(house: JobHouse) -> None:
+    house.programs.resident_bytes = 99_000
+    job = await house.submit(replace(SPEC, type=JobType.SUPERVISED, model="m"))
+    program = await house.programs.started()
+    async with asyncio.timeout(10):
+        while program.claims < 2:  # noqa: ASYNC110 - it was measured at the first
+            await asyncio.sleep(0.001)
+    house.programs.resident_bytes = 88_000
+    program.tell(type="metrics", step=1, metrics={"memory_bytes": 77_000})
+    await house.until(job.id, lambda now: now.progress.step == 1)
+    program.end(0)
+    await house.jobs.wait(job.id)
+    assert house.memory.learned in ([77_000], [88_000])
+
+
 async def test_what_its_program_saw_itself_take_at_most_is_learned(house: JobHouse) -> None:
     job = await house.submit()
     program = await house.programs.started()

@@ -70,6 +70,10 @@ def test_a_wrong_line_is_named(tmp_path: Path, content: bytes, told: str) -> Non
             suite({"type": "json_schema", "schema": {"items": {"type": "objekt"}}, "items": [{"prompt": "a"}]}),
             r"tasks\[0\].schema.items.type: is not a JSON schema: 'objekt' is not one of \['array'.*'string'\]",
         ),
+        (
+            suite({"type": "json_schema", "schema": {"$schema": 2020}, "items": [{"prompt": "a"}]}),
+            r"tasks\[0\].schema.\$schema: is not a JSON schema",
+        ),
         (suite(exact(items=[])), "neither `items` nor `data`"),
         (suite(exact(items=[{"prompt": "a"}])), r"tasks\[0\].items\[0\]: .*`expected`"),
         (suite(exact(name="same"), exact(name="same")), "same name"),

@@ -222,7 +222,7 @@ def _show(evaluation: EvaluationView, as_json: bool) -> None:
             ("waits for", evaluation["waits_for"]),
             ("message", evaluation["message"]),
             ("warnings", "; ".join(evaluation["warnings"])),
-            ("items", f"{evaluation['done']}/{evaluation['total']}" if evaluation["total"] else ""),
+            ("items", _progress(evaluation["done"], evaluation["total"])),
             ("score", "" if score is None else f"{score:.4g}"),
             ("created", f"{evaluation['created_at']} by {evaluation['created_by_name']}"),
             ("finished", evaluation["finished_at"] or ""),
@@ -243,6 +243,11 @@ def _compared(task: TaskComparisonView) -> tuple[str, ...]:
     numbers = (f"{task['a']:.4g}", f"{task['b']:.4g}", f"{task['difference']:+.4g}", _interval(task["ci95"]))
     alone = ("" if count is None else str(count) for count in (task["only_a"], task["only_b"]))
     return task["metric"], *numbers, f"{task['p_value']:.3g}", task["test"], str(task["n"]), *alone
+
+
+def _progress(done: int, total: int) -> str:
+    """How far it is; the total is 0 where the harness asks."""
+    return f"{done}/{total}" if total else str(done or "")
 
 
 def _interval(bounds: Sequence[float] | None) -> str:

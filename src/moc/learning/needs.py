@@ -134,7 +134,8 @@ def _hyperparameters(job: Job, model: Dimensions) -> Mapping[str, Any]:
 
 
 def _key(job: Job, digest: str, kind: str) -> str:
-    """Jobs that train nothing are alike only if they were given the same."""
+    """Jobs that train nothing are alike only if they were given the same; of two GPUs, where nobody can know which."""
+    kind = CUDA if kind == OLD_CUDA else kind
     alike = [digest, kind, None if job.spec.type in TRAINING else [job.spec.model, job.spec.options]]
     return f"{job.spec.type}/{_hash(alike)}"
 

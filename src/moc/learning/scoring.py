@@ -214,7 +214,7 @@ def _is_valid(schema: Mapping[str, Any], got: str) -> bool:
         kind.check_schema(schema)
         # of a registry of its own nothing is fetched, wherever a `$ref` leads
         return bool(kind(schema, registry=referencing.Registry()).is_valid(msgspec.json.decode(got)))
-    except (jsonschema.SchemaError, referencing.exceptions.Unresolvable) as error:
+    except (jsonschema.SchemaError, jsonschema.exceptions.UnknownType, referencing.exceptions.Unresolvable) as error:
         raise InvalidRequest(f"not a JSON schema: {' '.join(str(error).split())[:200]}") from None
     except (msgspec.DecodeError, UnicodeError, RecursionError, ArithmeticError):  # some numbers are too large
         return False

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 RESAMPLES: Final = 2_000
 RESAMPLES_MIN: Final = 200
-DRAWN_MAX: Final = 10_000_000
+DRAWN_MAX: Final = 5_000_000
 """How often something is drawn: less often where there is much to draw."""
 
 SWAPPED_MAX: Final = 12

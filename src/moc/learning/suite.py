@@ -362,6 +362,8 @@ def _check_schema(schema: Mapping[str, Any], place: str) -> None:
         named = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
         told = " or ".join(one.message for one in error.context or [error])
         raise _wrong(f"is not a JSON schema: {' '.join(told.split())[:300]}", place + named) from None
+    except (AttributeError, TypeError, ValueError):
+        raise _wrong("is not a JSON schema: what it names as its own schema is none", f"{place}.$schema") from None
     except RecursionError:
         raise _wrong("is not a JSON schema: is nested too deeply", place) from None
 

@@ -13,7 +13,7 @@ from moc.kernel.clock import Clock
 from moc.kernel.errors import Conflict, MocError, NotFound, NotLeader, StoreUnavailable, Unavailable
 from moc.learning.conclusion import Conclusion, conclude, failure_of
 from moc.learning.disk import DiskQuota
-from moc.learning.job import Attempt, Job, JobState, JobType, Outcome, Reason, Wish
+from moc.learning.job import TRAINING, Attempt, Job, JobState, JobType, Outcome, Reason, Wish
 from moc.learning.job_book import JobBook, Tale, Told
 from moc.learning.ports import (
     EXPIRED,
@@ -249,10 +249,11 @@ class Watch:
             await self._means.programs.kill(self._folder, self.process)
 
     async def _measure(self) -> None:
-        if self._holding.device == _HOST:
+        job = self._means.book.get(self._id)
+        size = job.progress.memory_bytes
+        if self._holding.device == _HOST and (job.progress.step or job.spec.type not in TRAINING):
+            # before its first step a training may take more, to make its base, which is kept for the next
             size = await asyncio.to_thread(self._means.programs.memory_bytes, self.process)
-        else:
-            size = self._means.book.get(self._id).progress.memory_bytes
         self._peak_bytes = max(self._peak_bytes, size)
         if await asyncio.to_thread(self._means.disk.culprit) == self._job_folder:
             await self.ask_to_end(Reason.DISK_FULL)

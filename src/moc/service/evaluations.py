@@ -57,7 +57,8 @@ class TaskView:
 class EvaluationView:
     """An evaluation, by the id of its job. `score` is the mean of its accuracies, null without any or until the end.
 
-    Two of one `suite_digest` measured the same. `done` of `total` items were asked so far. `digests` are of the
+    Two of one `suite_digest` measured the same. `done` of `total` items were asked so far, of
+    an unknown total of 0 where the harness asks. `digests` are of the
     versions that answered: more than one were measured together, as `warnings` say, which name tasks too that have too
     few items for their interval.
     """

@@ -57,6 +57,7 @@ class FakePrograms:
         self.obeys = True
         self.error: Exception | None = None
         self.doubled: set[str] = set()
+        self.resident_bytes = 1
         self.began = asyncio.Event()
         self._pid = 1_000_000_000
 
@@ -129,8 +130,8 @@ class FakePrograms:
             found.status = -9
 
     def memory_bytes(self, process: Started) -> int:
-        """A little."""
-        return 1
+        """As much as the test says."""
+        return self.resident_bytes
 
     def log(self, folder: Path, *, tail_bytes: int) -> str:
         """What the test set."""

@@ -37,10 +37,10 @@ from moc.learning.suite import Message
 from moc.workers.trainers.assignment import Away
 
 OUTAGES: Final = (NoCapacity, NotLeader, QueueFull, RateLimited, StoreUnavailable, Unavailable)
-"""What may go better later, whatever is asked; being unreachable is one of them."""
+"""What may go better later; being unreachable is one of them."""
 
 TRANSIENT: Final = (*OUTAGES, CircuitOpen, DeadlineExceeded, DeadlineUnreachable, WorkerLost)
-"""What may go better in a moment. What is none of an outage may be the fault of what is asked."""
+"""What may go better in a moment."""
 
 HOPELESS: Final = (Cancelled, Forbidden, NotFound, Unauthenticated, Unimplemented)
 """What goes no better for any other item."""
@@ -80,7 +80,7 @@ class Likelihood:
 class Endpoint:
     """One model behind the API; `stopped` tells whether to go on asking.
 
-    What an outage of `retry_for_s` keeps from being answered raises Away.
+    Away when an outage has lasted for `retry_for_s` and keeps all from being answered, not only what was asked.
     """
 
     def __init__(
@@ -198,12 +198,23 @@ class Endpoint:
                 return await ask()
             except TRANSIENT as error:
                 if time.monotonic() > until:
-                    if isinstance(error, OUTAGES):
+                    if isinstance(error, OUTAGES) and await self._is_away():
                         raise Away(error.message) from error
                     raise
             await asyncio.sleep(pause_s)
             pause_s = min(PAUSE_MAX_S, pause_s * 2)
         raise Cancelled("the evaluation was stopped")
+
+    async def _is_away(self) -> bool:
+        """Whether it answers nothing, so that what was asked is not to blame."""
+        path, asked = _question("Hello", chat=True)
+        try:
+            await self._line.send(Call(post(path, {**asked, "max_tokens": 1, "model": self._model}), _read))
+        except OUTAGES:
+            return True
+        except MocError:
+            return False  # it refuses this one
+        return False
 
 
 def _question(prompt: str | Sequence[Message], chat: bool) -> tuple[str, dict[str, Any]]:

@@ -126,7 +126,8 @@ class Run:
         """Measure all there is; what each task came to."""
         _check(self._suite)
         items = {task.name: self._items(task) for task in self._suite.tasks if not isinstance(task, Harness)}
-        self._total = sum(map(len, items.values()))
+        if len(items) == len(self._suite.tasks):  # how often the harness asks is not known before
+            self._total = sum(map(len, items.values()))
         results = {}
         for task in self._suite.tasks:
             if isinstance(task, Harness):
@@ -195,7 +196,9 @@ class Run:
             answers=answers,
             concurrency=task.concurrency or self._suite.defaults.concurrency,
             errors_share=ERRORS_SHARE_MAX,
+            told=self._went_on,
         )
+        self._done += len(answers)
         rows = None if task.data is None else self._paths[task.data.file]
         scratch, seed = self._folder / "harness", self._seed
         try:
@@ -204,6 +207,10 @@ class Run:
             self._answered_by |= answers.digests
             answers.close()
             await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+
+    def _went_on(self) -> None:
+        self._done += 1
+        self._tell({})
 
     def _measure(self, task: Task) -> tuple[Measure, str]:
         match task:

@@ -40,7 +40,7 @@ class Way:
     """How the harness reaches the model: its requests, answered in `loop`, `concurrency` at once.
 
     What was answered is kept in `answers`, and not asked again by the next attempt. No more than `errors_share` of a
-    task's items may fail.
+    task's items may fail. `told` hears of each that was answered.
     """
 
     endpoint: Endpoint
@@ -48,6 +48,7 @@ class Way:
     answers: Records
     concurrency: int
     errors_share: float
+    told: Callable[[], None]
 
 
 class Failed(Exception):
@@ -193,6 +194,7 @@ def _answered(
                 errors[place] = error.message
                 return None
         await asyncio.to_thread(way.answers.add, Record(task=method, id=name, got=got, digest=digest))
+        way.told()
         return got
 
     async def every() -> list[Any]:

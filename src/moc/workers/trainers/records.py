@@ -39,6 +39,9 @@ class Records:
         """The items of a task that came to something, by their ids."""
         return {record_id: record for record_id, record in self._records.get(task, {}).items() if not record.error}
 
+    def __len__(self) -> int:
+        return sum(map(len, self._records.values()))
+
     @property
     def digests(self) -> set[str]:
         """Of the versions that answered."""

@@ -1,5 +1,6 @@
 """Stands beside a training: tells how it goes, keeps its checkpoints, and ends it when it is asked to or must."""
 
+import contextlib
 import math
 import resource
 import sys
@@ -41,6 +42,7 @@ class Watcher(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **about: Any
     ) -> None:
+        forget_peak()
         self._first_step = state.global_step
         self._started = time.monotonic()
         self._tokens = history.last(state.log_history, "num_tokens") or 0.0
@@ -112,7 +114,7 @@ class Watcher(TrainerCallback):
         tokens, took_s = float(told["num_tokens"]), time.monotonic() - self._step_began
         speed = (tokens - self._tokens) / max(took_s, 1e-9)
         self._tokens = tokens
-        return {"tokens_per_s": round(speed, 1), "memory_bytes": float(_memory_bytes())}
+        return {"tokens_per_s": round(speed, 1), "memory_bytes": float(memory_bytes())}
 
 
 def last_metrics(log: history.Log) -> dict[str, float]:
@@ -127,8 +129,18 @@ def _named(told: dict[str, Any], names: dict[str, str], prefix: str) -> dict[str
     return found | {f"{prefix}{key}": float(told[key]) for key in REWARDS if key in told}
 
 
-def _memory_bytes() -> int:
-    """What this process took at most of the device that it trains on."""
+def forget_peak() -> None:
+    """Have the peak be that of what comes: to make full weights of a GGUF file takes more, once."""
+    with contextlib.suppress(OSError):  # other systems have no such file
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def memory_bytes() -> int:
+    """What this process took at most of the device that it trains on, since its peak was forgotten if it can be."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return int(torch.cuda.max_memory_reserved())
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
