@@ -22,6 +22,7 @@ from moc.kernel.clock import Clock
 from moc.kernel.errors import Conflict, DeadlineExceeded, MocError, NoCapacity, NotFound, Unavailable
 from moc.kernel.ids import new_id
 from moc.kernel.records import Store
+from moc.kernel.routine import Routine
 from moc.resilience.deadline import NEVER, Deadline
 from moc.security.identity import Identity
 
@@ -75,19 +76,19 @@ class Leases:
         self._looking = asyncio.Lock()
         self._woken = asyncio.Event()
         self._open = False
-        self._task: asyncio.Task[None] | None = None
+        self._routine = Routine("leases", self._run)
 
     # life
 
     async def start(self) -> None:
         """Read what there is, charge it again, and look after it."""
-        if self._task is not None:
+        if self._routine.runs:
             return
         for held in await self._book.read(self._clock.monotonic()):
             self._held[held.lease.id] = held
             self._broker.adopt(held.charge)
         self._open = True
-        self._task = asyncio.create_task(self._run(), name="leases")
+        self._routine.start()
 
     async def drain(self) -> None:
         """Let nobody wait any longer; what is granted stays."""
@@ -98,10 +99,7 @@ class Leases:
     async def stop(self) -> None:
         """Look after them no more; they stay on record for the next start."""
         await self.drain()
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await self._routine.stop()
         self._held.clear()
 
     # what is known

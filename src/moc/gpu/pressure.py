@@ -1,12 +1,11 @@
 """Keeping devices below their threshold when what nobody declared grows, and models off those that are lost."""
 
-import asyncio
-
 import structlog
 
 from moc.gpu.broker import Broker
 from moc.kernel.errors import MocError
 from moc.kernel.interval import Interval
+from moc.kernel.routine import Routine
 
 log = structlog.get_logger(__name__)
 
@@ -18,7 +17,7 @@ class Pressure:
         self._broker = broker
         self._interval = Interval(interval_s)
         self._threshold_pct = threshold_pct
-        self._task: asyncio.Task[None] | None = None
+        self._routine = Routine("pressure", self._watch)
 
     def adjust(self, *, interval_s: float, threshold_pct: float) -> None:
         """Look so often, and have devices relieved past so much, from now on."""
@@ -27,18 +26,14 @@ class Pressure:
 
     async def start(self) -> None:
         """Begin to look."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._watch(), name="pressure")
+        self._routine.start()
 
     async def drain(self) -> None:
         return
 
     async def stop(self) -> None:
         """Look no more."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await self._routine.stop()
 
     async def _watch(self) -> None:
         while True:

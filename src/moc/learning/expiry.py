@@ -8,6 +8,7 @@ import structlog
 
 from moc.kernel.clock import Clock
 from moc.kernel.errors import MocError
+from moc.kernel.routine import Routine
 from moc.learning.files import Files
 from moc.learning.job import Job, JobSpec
 from moc.learning.jobs import SYSTEM, Jobs
@@ -29,22 +30,18 @@ class Expiry:
         self._seat = seat
         self._clock = clock
         self._period_s = period_s
-        self._task: asyncio.Task[None] | None = None
+        self._routine = Routine("files-expiry", self._look_often)
 
     async def start(self) -> None:
         """Begin to look."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._look_often(), name="files-expiry")
+        self._routine.start()
 
     async def drain(self) -> None:
         return
 
     async def stop(self) -> None:
         """Look no more."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await self._routine.stop()
 
     async def _look_often(self) -> None:
         while True:

@@ -8,6 +8,7 @@ import structlog
 
 from moc.inference.observed import SAMPLES_MIN, Sample
 from moc.kernel.clock import Clock
+from moc.kernel.routine import Routine
 from moc.kernel.tasks import to_the_end
 from moc.learning.governor import Governor
 from moc.learning.ports import Started
@@ -75,7 +76,7 @@ class Throttle:
         self._had_jobs = False
         self._trial: list[str] = []
         self._trial_ends_at = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self._routine = Routine("throttle", self._run)
 
     @property
     def share(self) -> float:
@@ -88,19 +89,16 @@ class Throttle:
 
     async def start(self) -> None:
         """Begin to look."""
-        if self._task is None:
+        if not self._routine.runs:
             self._on_share(self.share)
-            self._task = asyncio.create_task(self._run(), name="throttle")
+        self._routine.start()
 
     async def drain(self) -> None:
         return
 
     async def stop(self) -> None:
         """Let every program go on."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await self._routine.stop()
         await self._hold(())
 
     async def turn(self) -> float:
